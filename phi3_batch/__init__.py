@@ -1,0 +1,27 @@
+"""phi3_batch: batch inference with Phi-3 on Spark, on CPUs, through MLflow.
+
+The public names are imported when they are first used, so that ``import phi3_batch`` costs
+nothing: it loads neither mlflow nor pyspark nor a runtime.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from phi3_batch.errors import Phi3BatchError as Phi3BatchError
+    from phi3_batch.models.log import log_prompt_model as log_prompt_model
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Phi3BatchError": "phi3_batch.errors",
+    "log_prompt_model": "phi3_batch.models.log",
+}
+
+__all__ = ["Phi3BatchError", "__version__", "log_prompt_model"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,132 @@
+"""What goes into an engine and what comes out: plain frozen data, no behaviour of its own.
+
+Nothing here knows of Spark, MLflow or a runtime; every other layer speaks in these types.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from phi3_batch.errors import InvalidParameterError, RowErrorCode
+
+FinishReason = Literal["stop", "length"]
+
+
+def _require_int(name: str, value: object, minimum: int) -> None:
+    # bool is an int to isinstance, and never what was meant
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise InvalidParameterError(f"{name} must be a whole number, not {value!r}")
+    if value < minimum:
+        raise InvalidParameterError(f"{name} must be {minimum} or above, not {value}")
+
+
+def _require_number(name: str, value: object) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        raise InvalidParameterError(f"{name} must be a number, not {value!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationParams:
+    """How one completion is to be generated.
+
+    The defaults are the defaults of the logged models and of the command line too.
+
+    Attributes:
+        max_tokens: the most tokens to generate, at least 1; the context length may end it sooner.
+        temperature: 0 is greedy decoding; above 0 the logits are divided by it and sampled.
+        top_p: sample from the smallest set of tokens that holds this probability mass, in (0, 1].
+        top_k: sample from the k likeliest tokens; 0 means all of them.
+        stop: strings that end the completion; the text is cut before the first one found.
+        seed: of the random numbers that sampling draws; the same request gives the same text.
+
+    Raises:
+        InvalidParameterError: a value is of the wrong type or out of range.
+    """
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require_int("max_tokens", self.max_tokens, minimum=1)
+        _require_int("top_k", self.top_k, minimum=0)
+        _require_int("seed", self.seed, minimum=0)
+        _require_number("temperature", self.temperature)
+        if self.temperature < 0:
+            raise InvalidParameterError(
+                f"temperature must be 0 (greedy) or above, not {self.temperature}"
+            )
+        _require_number("top_p", self.top_p)
+        if not 0 < self.top_p <= 1:
+            raise InvalidParameterError(
+                f"top_p must be above 0 and at most 1 (1 keeps every token), not {self.top_p}"
+            )
+        if not isinstance(self.stop, tuple) or not all(
+            isinstance(text, str) and text for text in self.stop
+        ):
+            raise InvalidParameterError("stop must be a list of strings, none of them empty")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is taken each time, so that equal prompts agree."""
+        return self.temperature == 0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt as token ids, and how to answer it."""
+
+    prompt_ids: tuple[int, ...]
+    params: GenerationParams = GenerationParams()
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts of one request.
+
+    ``completion_tokens`` counts what was generated without the end token, including the tokens
+    of a stop string that ended it.
+    """
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        """Prompt and completion together."""
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class RowError:
+    """Why a row has no completion. The message never quotes the prompt."""
+
+    code: RowErrorCode
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """The answer to one request, or the error that stands in its place.
+
+    Attributes:
+        text: the generated text, cut before a stop string; empty when there is an error.
+        token_ids: the generated ids without the end token.
+        finish_reason: "stop" (end token or stop string) or "length"; None with an error.
+        usage: token counts; what was counted before the error, if there is one.
+        error: None for an answered request.
+    """
+
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    finish_reason: FinishReason | None = None
+    usage: Usage = Usage()
+    error: RowError | None = None
+
+    @classmethod
+    def failed(cls, code: RowErrorCode, message: str, prompt_tokens: int = 0) -> "Completion":
+        """A completion that says why there is none."""
+        return cls(usage=Usage(prompt_tokens=prompt_tokens), error=RowError(code, message))
