@@ -1,0 +1,41 @@
+"""Which texts are refused before they reach a tokenizer, and with which error code."""
+
+import re
+
+from phi3_batch.errors import RowErrorCode
+from phi3_batch.generation import RowError
+
+# C0 controls and DEL, but for the white space that real documents hold (tab, line feed, vertical
+# tab, form feed, carriage return). They come from broken extraction or binary data; the model has
+# never seen them, and they can hide text from whoever reads the table.
+_CONTROL_CHARACTER = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
+
+
+def find_text_error(text: object) -> RowError | None:
+    """Say why ``text`` cannot be a prompt, or None when it can.
+
+    Null is ``null_prompt``; nothing but white space is ``empty_prompt``; what is no string, has
+    control characters or is no valid Unicode (a lone surrogate) is ``invalid_text``.
+    """
+    # pandas hands a null over as None or as NaN, the one value that differs from itself
+    if text is None or text != text:
+        return RowError(RowErrorCode.NULL_PROMPT, "the prompt is null")
+    if not isinstance(text, str):
+        return RowError(
+            RowErrorCode.INVALID_TEXT, f"the prompt is a {type(text).__name__}, not a string"
+        )
+    if not text.strip():
+        return RowError(RowErrorCode.EMPTY_PROMPT, "the prompt is empty or only white space")
+    if found := _CONTROL_CHARACTER.search(text):
+        return RowError(
+            RowErrorCode.INVALID_TEXT,
+            f"control character U+{ord(found.group()):04X} at position {found.start()}",
+        )
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return RowError(
+            RowErrorCode.INVALID_TEXT,
+            f"lone surrogate U+{ord(text[error.start]):04X} at position {error.start}",
+        )
+    return None

@@ -1,0 +1,62 @@
+r"""Phi-3's chat template, straight from messages to token ids.
+
+Source of the format: the ``chat_template`` in the tokenizer_config.json of the published
+microsoft/Phi-3-mini-4k-instruct, ``<|role|>\n`` content ``<|end|>\n`` for each message and
+``<|assistant|>\n`` at the end.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from phi3_batch.text.tokenizer import Tokenizer
+
+Role = Literal["system", "user", "assistant"]
+ROLES: tuple[Role, ...] = ("system", "user", "assistant")
+
+
+class Message(NamedTuple):
+    """One turn of a chat."""
+
+    role: Role
+    content: str
+
+
+class ChatTemplate:
+    """Encodes chats for one tokenizer.
+
+    Args:
+        tokenizer: of a Phi-3 model.
+        newlines: with the line feeds of the published template, or in the compact form
+            (``<|user|>Hi<|end|><|assistant|>``) that many examples use. The tokenizers of
+            Phi-3-mini drop white space after a control token, and so give the same ids for both.
+
+    Raises:
+        InvalidModelError: the tokenizer lacks one of Phi-3's control tokens.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, newlines: bool = True) -> None:
+        self._tokenizer = tokenizer
+        self._newline = "\n" if newlines else ""
+        self._role_tokens = {role: f"<|{role}|>" for role in ROLES}
+        for token in (*self._role_tokens.values(), "<|end|>"):
+            tokenizer.control_token(token)
+
+    def encode(self, messages: Sequence[Message]) -> list[int]:
+        """Encode a chat, with the opening of the assistant's answer at its end.
+
+        Control tokens come from the template alone: content that spells one is encoded as
+        ordinary characters.
+        """
+        ids: list[int] = []
+        for message in messages:
+            ids += self._encode_after(self._role_tokens[message.role], message.content)
+            ids += self._encode_after("<|end|>", "")
+        ids += self._encode_after(self._role_tokens["assistant"], "")
+        return ids
+
+    def _encode_after(self, token_name: str, content: str) -> list[int]:
+        token = self._tokenizer.control_token(token_name)
+        text = self._newline + content
+        if token.strips_following_space:
+            text = text.lstrip()
+        return [token.id, *self._tokenizer.encode_content(text)]

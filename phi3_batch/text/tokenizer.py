@@ -1,0 +1,99 @@
+"""The tokenizer of a model folder, on the ``tokenizers`` library.
+
+There are two ways to encode, and the difference is a matter of safety. In a raw prompt, control
+tokens such as ``<|end|>`` mean what they say. In the content of a message they are the author's
+characters, and must never end a turn or open another (prompt injection); so contents are encoded
+by a second tokenizer that has the same vocabulary and knows no control token.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import tokenizers
+from tokenizers.decoders import DecodeStream
+
+from phi3_batch.errors import InvalidModelError
+
+
+class ControlToken(NamedTuple):
+    """An added token: its id, and whether it swallows the white space that follows it."""
+
+    id: int
+    strips_following_space: bool
+
+
+class Tokenizer:
+    """Text ↔ token ids for one model.
+
+    Args:
+        path: a ``tokenizer.json`` as the ``tokenizers`` library writes it.
+
+    Raises:
+        InvalidModelError: the file is not such a tokenizer.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            definition = json.loads(path.read_text(encoding="utf-8"))
+            self._raw = tokenizers.Tokenizer.from_str(json.dumps(definition))
+            added_tokens = definition["added_tokens"]
+            self._plain = tokenizers.Tokenizer.from_str(
+                json.dumps(definition | {"added_tokens": [], "post_processor": None})
+            )
+        except Exception as error:  # the library raises bare Exception for a bad definition
+            raise InvalidModelError(f"{path} is not a tokenizer.json: {error}") from error
+        self._control_tokens = {
+            token["content"]: ControlToken(token["id"], bool(token["rstrip"]))
+            for token in added_tokens
+        }
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Encode a raw prompt: control tokens in it are control tokens."""
+        return self._raw.encode(text).ids
+
+    def encode_content(self, text: str) -> list[int]:
+        """Encode the content of a message: whatever it spells is ordinary characters."""
+        return self._plain.encode(text, add_special_tokens=False).ids
+
+    def control_token(self, content: str) -> ControlToken:
+        """Look up an added token such as ``<|user|>``.
+
+        Raises:
+            InvalidModelError: the tokenizer has no such token.
+        """
+        try:
+            return self._control_tokens[content]
+        except KeyError:
+            raise InvalidModelError(
+                f"the tokenizer has no token {content}: it is not a Phi-3 tokenizer"
+            ) from None
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Turn generated ids into text, without control tokens."""
+        return self._raw.decode(list(ids), skip_special_tokens=True)
+
+    def stream(self) -> "TextStream":
+        """Start decoding a completion token by token."""
+        return TextStream(self._raw)
+
+
+class TextStream:
+    """The text of a completion while it grows.
+
+    A character may be spread over several tokens, three or four for an emoji in bytes. It joins
+    the text with the last of them, so that the text never shows a broken character that the next
+    token mends.
+    """
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self.text = ""
+
+    def append(self, token_id: int) -> str:
+        """Add a token; returns the characters that it completed, which may be none."""
+        piece = self._stream.step(self._tokenizer, token_id) or ""
+        self.text += piece
+        return piece
