@@ -1,0 +1,212 @@
+"""The model on disk: an int4 ONNX build of Phi-3, as onnxruntime-genai's model builder writes it.
+
+A folder is checked once, in the place where the user names it, so that a wrong one is a clear
+line there and not a failure in a runtime on an executor.
+"""
+
+import hashlib
+import json
+import mmap
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from phi3_batch.errors import InvalidModelError
+
+_MODEL_TYPE = "phi3"
+_CONFIG = "genai_config.json"
+_TOKENIZER = "tokenizer.json"
+_LFS_POINTER = b"version https://git-lfs"
+
+
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    """How the weights are stored, read from the graph's first MatMulNBits node."""
+
+    bits: int
+    block_size: int
+    accuracy_level: int
+
+    def __str__(self) -> str:
+        return f"int{self.bits}-block-{self.block_size}-acc-level-{self.accuracy_level}"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Name, size in bytes and SHA-256 of each file that makes the model."""
+
+    files: Mapping[str, tuple[int, str]]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over the whole: the same for the same model, wherever it lies."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """The form in which it travels with a logged model."""
+        return json.dumps(self.files, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Manifest":
+        """Read what :meth:`to_json` wrote."""
+        return cls({name: (size, sha256) for name, (size, sha256) in json.loads(text).items()})
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A checked model folder.
+
+    Attributes:
+        path: the folder.
+        context_length: tokens of prompt and completion together.
+        vocab_size: size of the logits, the tokenizer's vocabulary and padding.
+        end_token_ids: tokens that end a completion.
+        quantization: how the weights are stored.
+        sliding_window: that section of genai_config.json, empty where there is none.
+        files: names of the files that make the model, relative to ``path``.
+    """
+
+    path: Path
+    context_length: int
+    vocab_size: int
+    end_token_ids: tuple[int, ...]
+    quantization: Quantization
+    sliding_window: Mapping[str, object]
+    files: tuple[str, ...]
+
+    @property
+    def model_type(self) -> str:
+        """The architecture's name in genai_config.json."""
+        return _MODEL_TYPE
+
+    @classmethod
+    def open(cls, path: str | Path) -> "ModelFolder":
+        """Check a folder and read what it says of itself.
+
+        Raises:
+            InvalidModelError: files are missing or are git-LFS pointers, the model is of another
+                type, or its weights are not int4.
+        """
+        path = Path(path)
+        if not path.is_dir():
+            raise InvalidModelError(f"no folder {path}: give the folder of an int4 ONNX build")
+        config = _read_config(path)
+        model = config["model"]
+        if model["type"] != _MODEL_TYPE:
+            raise InvalidModelError(
+                f"{path} holds a model of type {model['type']!r}, not {_MODEL_TYPE!r}"
+            )
+        graph = str(model["decoder"]["filename"])
+        for name in (graph, _TOKENIZER):
+            _require_file(path, name)
+        quantization, data_files = _read_graph(path / graph)
+        for name in data_files:
+            _require_file(path, name)
+        end_ids = model["eos_token_id"]
+        return cls(
+            path=path,
+            context_length=model["context_length"],
+            vocab_size=model["vocab_size"],
+            end_token_ids=tuple(end_ids) if isinstance(end_ids, list) else (end_ids,),
+            quantization=quantization,
+            sliding_window=model["decoder"].get("sliding_window", {}),
+            files=(_CONFIG, _TOKENIZER, graph, *data_files),
+        )
+
+    def read_manifest(self) -> Manifest:
+        """Digest every file; takes seconds for gigabytes."""
+        files = {}
+        for name in self.files:
+            with (self.path / name).open("rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            files[name] = (self.path / name).stat().st_size, sha256
+        return Manifest(files)
+
+    def check_sizes(self, manifest: Manifest) -> None:
+        """Compare with the manifest by size, which is quick and finds copies cut short.
+
+        Raises:
+            InvalidModelError: a file is missing or has another size.
+        """
+        for name, (size, _) in manifest.files.items():
+            _require_file(self.path, name)
+            found = (self.path / name).stat().st_size
+            if found != size:
+                raise InvalidModelError(
+                    f"{self.path / name} has {found} bytes, {size} when it was logged:"
+                    " the copy is damaged"
+                )
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not (path / _CONFIG).is_file():
+        builds = sorted(str(found.parent) for found in path.rglob(_CONFIG))
+        hint = f"; did you mean {builds[0]}?" if builds else ": it is not an ONNX build of Phi-3"
+        raise InvalidModelError(f"{path} has no {_CONFIG}{hint}")
+    _require_file(path, _CONFIG)
+    try:
+        config: dict[str, Any] = json.loads((path / _CONFIG).read_text(encoding="utf-8"))
+        model = config["model"]
+        _ = model["type"], model["decoder"]["filename"], model["eos_token_id"]
+        _ = model["context_length"] + model["vocab_size"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InvalidModelError(
+            f"{path / _CONFIG} is damaged: {type(error).__name__} {error}"
+        ) from error
+    return config
+
+
+def _require_file(path: Path, name: str) -> None:
+    file = path / name
+    if not file.is_file() or file.stat().st_size == 0:
+        raise InvalidModelError(
+            f"{path} has no {name}, or an empty one: the build or the download is incomplete"
+        )
+    with file.open("rb") as opened:
+        if opened.read(len(_LFS_POINTER)) == _LFS_POINTER:
+            raise InvalidModelError(
+                f"{file} is a git-LFS pointer, not the file: run 'git lfs pull' where it came from"
+            )
+
+
+def _read_graph(path: Path) -> tuple[Quantization, tuple[str, ...]]:
+    """Quantisation and names of external data files, straight from the ONNX file's bytes.
+
+    An ONNX file is a protobuf message, and what is looked for stands in it literally: integer
+    attributes as name (field 1), value (field 3) and places of external data as the entry
+    "location" (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto). That spares users the
+    onnx package.
+    """
+    with (
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as graph,
+    ):
+        if graph.find(b"MatMulNBits") < 0:
+            raise InvalidModelError(
+                f"{path} is not int4: its graph has no MatMulNBits node; use an int4 build"
+            )
+        quantization = Quantization(
+            bits=_integer_attribute(graph, b"bits", default=4),
+            block_size=_integer_attribute(graph, b"block_size", default=0),
+            accuracy_level=_integer_attribute(graph, b"accuracy_level", default=0),
+        )
+        if quantization.bits != 4:
+            raise InvalidModelError(
+                f"{path} has {quantization.bits}-bit weights; use an int4 build"
+            )
+        locations = {
+            match.group(2)[: match.group(1)[0]].decode("utf-8", "replace")
+            for match in re.finditer(rb"\x0a\x08location\x12([\x01-\x7f])([^\x00]{1,127})", graph)
+        }
+    return quantization, tuple(sorted(locations))
+
+
+def _integer_attribute(graph: mmap.mmap, name: bytes, default: int) -> int:
+    length = bytes([len(name)])
+    match = re.search(re.escape(b"\x0a" + length + name) + rb"\x18([\x80-\xff]*[\x00-\x7f])", graph)
+    if match is None:
+        return default
+    return sum((byte & 0x7F) << (7 * place) for place, byte in enumerate(match.group(1)))

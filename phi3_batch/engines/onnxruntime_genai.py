@@ -1,0 +1,144 @@
+"""The reference engine: onnxruntime-genai, one request at a time.
+
+The runtime is used for what it is good at, running the model over a growing KV cache. Choosing
+tokens is ours: one generator then serves requests of any parameters, and keeps the KV cache of
+the last prompt for the next one. Rows that share a system prompt pay for it once.
+"""
+
+import json
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+import onnxruntime_genai as og
+
+from phi3_batch.engines.base import CompletionBuilder, Engine
+from phi3_batch.engines.model_folder import ModelFolder
+from phi3_batch.engines.sampling import choose_token
+from phi3_batch.engines.threads import thread_count
+from phi3_batch.errors import EngineError, RowErrorCode
+from phi3_batch.generation import Completion, Request
+from phi3_batch.text import Tokenizer
+
+# The runtime sets the KV cache aside at once (0.8 MB a token at Phi-3-mini's size), so it starts
+# small and doubles, up to the context length, for requests that need more.
+_SMALLEST_CAPACITY = 512
+
+og.disable_telemetry_events()  # prompts are people's data: nothing leaves the machine
+
+
+class OnnxRuntimeGenAIEngine(Engine):
+    """Runs the int4 ONNX build of a Phi-3 model with onnxruntime-genai.
+
+    Args:
+        folder: the model.
+        threads: defaults to :func:`~phi3_batch.engines.threads.thread_count`. The runtime's own
+            default is half as fast.
+        keep_prefix: whether the KV cache of a shared prefix is kept from one request to the next;
+            off, every request starts from nothing (to measure what it is worth).
+
+    Raises:
+        EngineError: the runtime cannot load the model.
+    """
+
+    def __init__(
+        self, folder: ModelFolder, *, threads: int | None = None, keep_prefix: bool = True
+    ) -> None:
+        self.name = f"onnxruntime-genai {og.__version__}"
+        self.tokenizer = Tokenizer(folder.path / "tokenizer.json")
+        self.context_length = folder.context_length
+        self._end_token_ids = frozenset(folder.end_token_ids)
+        self._keep_prefix = keep_prefix
+        # two threads of a serving process must not write into one KV cache
+        self._lock = threading.Lock()
+        try:
+            config = og.Config(str(folder.path))
+            config.overlay(json.dumps(_overlay(folder, threads or thread_count())))
+            self._model = og.Model(config)
+        except Exception as error:  # the runtime raises RuntimeError and bare Exception
+            raise EngineError(f"{self.name} cannot load {folder.path}: {error}") from error
+        self._generator: og.Generator | None = None
+        self._kept_ids: tuple[int, ...] = ()  # whose KV cache the generator holds
+        self._capacity = _SMALLEST_CAPACITY
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        """Answer requests one after another, those with equal beginnings next to each other."""
+        completions: list[Completion | None] = [None] * len(requests)
+        by_prefix = sorted(range(len(requests)), key=lambda i: requests[i].prompt_ids)
+        with self._lock:
+            for index in by_prefix:
+                completions[index] = self._answer(requests[index])
+        return [completion for completion in completions if completion is not None]
+
+    def _answer(self, request: Request) -> Completion:
+        if refused := self.find_request_error(request):
+            return refused
+        try:
+            return self._decode(request)
+        except Exception as error:  # whatever the runtime raises must cost this request alone
+            self._forget()
+            return Completion.failed(
+                RowErrorCode.ENGINE_ERROR,
+                f"{self.name}: {_first_line(error)}",
+                prompt_tokens=len(request.prompt_ids),
+            )
+
+    def _decode(self, request: Request) -> Completion:
+        max_tokens = self.max_new_tokens(request)
+        rng = np.random.default_rng(request.params.seed)
+        builder = CompletionBuilder(request, self.tokenizer, self._end_token_ids, max_tokens)
+        generator = self._prefill(request.prompt_ids, max_tokens)
+        while True:
+            token_id = choose_token(generator.get_logits()[0, -1], request.params, rng)
+            if not builder.add(token_id):
+                return builder.build()
+            generator.append_tokens(np.array([token_id], dtype=np.int32))
+
+    def _prefill(self, prompt_ids: tuple[int, ...], max_tokens: int) -> og.Generator:
+        """A generator that has read the prompt, from where it differs from the last one on."""
+        needed = len(prompt_ids) + max_tokens
+        if self._generator is None or needed > self._capacity:
+            self._forget()
+            while self._capacity < needed:
+                self._capacity *= 2
+            self._capacity = min(self._capacity, self.context_length)
+            params = og.GeneratorParams(self._model)
+            params.set_search_options(max_length=self._capacity)
+            self._generator = og.Generator(self._model, params)
+        else:
+            # the last token is always read again: its logits are where the answer begins
+            kept = min(common_prefix_length(self._kept_ids, prompt_ids), len(prompt_ids) - 1)
+            self._kept_ids = prompt_ids[: kept if self._keep_prefix else 0]
+            self._generator.rewind_to(len(self._kept_ids))
+        unread = prompt_ids[len(self._kept_ids) :]
+        self._generator.append_tokens(np.array(unread, dtype=np.int32))
+        self._kept_ids = prompt_ids
+        return self._generator
+
+    def _forget(self) -> None:
+        """Drop the generator and its KV cache."""
+        self._generator = None
+        self._kept_ids = ()
+        self._capacity = _SMALLEST_CAPACITY
+
+
+def common_prefix_length(left: Sequence[int], right: Sequence[int]) -> int:
+    """How many tokens two sequences share from the beginning."""
+    length = min(len(left), len(right))
+    return next((i for i in range(length) if left[i] != right[i]), length)
+
+
+def _first_line(error: Exception) -> str:
+    # the runtime's messages speak of shapes and nodes, never of text: it is given ids alone
+    return str(error).partition("\n")[0][:200] or type(error).__name__
+
+
+def _overlay(folder: ModelFolder, threads: int) -> dict[str, object]:
+    """What the engine sets in genai_config.json without touching the file."""
+    decoder: dict[str, object] = {"session_options": {"intra_op_num_threads": threads}}
+    if folder.sliding_window:
+        # Builds of Phi-3-mini by today's builder name a sliding window, and the runtime then sizes
+        # the KV cache by it; but their graph attends to everything (local_window_size -1), and
+        # the first request past the window fails. Slack of a whole context makes room for it.
+        decoder["sliding_window"] = {**folder.sliding_window, "cache_slack": folder.context_length}
+    return {"model": {"decoder": decoder}}
