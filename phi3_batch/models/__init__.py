@@ -1,0 +1,1 @@
+"""What MLflow logs and loads: the models themselves, their signatures, and how they are logged."""

@@ -1,0 +1,129 @@
+"""The prompt model: ONNX int4, raw prompts in, text out."""
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
+
+from phi3_batch.engines import Engine, ModelFolder, get_engine
+from phi3_batch.engines.model_folder import Manifest
+from phi3_batch.generation import Completion, GenerationParams, Request
+from phi3_batch.models.signatures import PROMPT_COLUMN, USAGE_PARAM
+from phi3_batch.text import find_text_error
+
+MODEL_ARTIFACT = "phi3-mini-onnx"
+MANIFEST_ARTIFACT = "manifest"
+
+_logger = logging.getLogger(__name__)
+
+
+class PromptModel(PythonModel):
+    """Completes raw prompts, in which control tokens such as ``<|end|>`` mean what they say.
+
+    Loading checks the files; the weights are read at the first predict, once in a process.
+    """
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Check that the model's files are all there.
+
+        Raises:
+            InvalidModelError: a file is missing or damaged.
+        """
+        self._folder = ModelFolder.open(context.artifacts[MODEL_ARTIFACT])
+        manifest = Path(context.artifacts[MANIFEST_ARTIFACT]).read_text(encoding="utf-8")
+        self._manifest = Manifest.from_json(manifest)
+        self._folder.check_sizes(self._manifest)
+
+    # MLflow makes a schema of any other type hint on model_input, and warns where there is none
+    def predict(
+        self,
+        context: PythonModelContext | None,
+        model_input: pd.DataFrame,
+        params: Mapping[str, Any] | None = None,
+    ) -> list[str] | pd.DataFrame:
+        """Complete every prompt, in the order given.
+
+        Args:
+            context: unused; what it holds was read when the model was loaded.
+            model_input: a DataFrame with a column ``prompt``, which MLflow also makes of a dict
+                with one prompt or a list of them under ``prompt``. Called without MLflow in
+                between, that dict, a list of strings or one string will do.
+            params: of :class:`~phi3_batch.generation.GenerationParams`, and ``usage``.
+
+        Returns:
+            One string for each prompt, empty where there is no completion. With ``usage``, a
+            DataFrame with a row for each prompt and the columns completion, finish_reason,
+            prompt_tokens, completion_tokens, total_tokens and error, a dict of code and message.
+            Nothing in it is null, because MLflow's spark_udf turns None into 'None' and fails on
+            null numbers: an answered row has an empty error code.
+
+        Raises:
+            InvalidParameterError: a parameter is out of range.
+            EngineError: the runtime cannot load the model.
+        """
+        options = dict(params or {})
+        usage = options.pop(USAGE_PARAM, False)
+        if "stop" in options:
+            options["stop"] = tuple(options["stop"])
+        generation_params = GenerationParams(**options)
+        engine = get_engine(self._folder, self._manifest)
+        completions = _complete(engine, _prompts(model_input), generation_params)
+        if usage:
+            return pd.DataFrame([_usage_row(completion) for completion in completions])
+        _warn_of_failures(completions)
+        return [completion.text for completion in completions]
+
+
+def _prompts(model_input: Any) -> list[object]:
+    if isinstance(model_input, pd.DataFrame | dict):
+        model_input = model_input[PROMPT_COLUMN]
+    prompts = [model_input] if isinstance(model_input, str) else list(model_input)
+    # MLflow makes one row, with the whole list in its cell, of {"prompt": ["a", "b"]}
+    return prompts[0] if len(prompts) == 1 and isinstance(prompts[0], list) else prompts
+
+
+def _complete(
+    engine: Engine, prompts: Sequence[object], params: GenerationParams
+) -> list[Completion]:
+    """Answer the sound prompts in one call of the engine, and put the errors in their places."""
+    completions: dict[int, Completion] = {}
+    requests: dict[int, Request] = {}
+    for index, prompt in enumerate(prompts):
+        if error := find_text_error(prompt):
+            completions[index] = Completion(error=error)
+        else:
+            requests[index] = Request(tuple(engine.tokenizer.encode_prompt(str(prompt))), params)
+    answers = engine.generate(list(requests.values()))
+    completions.update(zip(requests, answers, strict=True))
+    return [completions[index] for index in range(len(prompts))]
+
+
+def _usage_row(completion: Completion) -> dict[str, object]:
+    error = completion.error
+    return {
+        "completion": completion.text,
+        "finish_reason": completion.finish_reason or "",
+        "prompt_tokens": completion.usage.prompt_tokens,
+        "completion_tokens": completion.usage.completion_tokens,
+        "total_tokens": completion.usage.total_tokens,
+        "error": {
+            "code": error.code.value if error else "",
+            "message": error.message if error else "",
+        },
+    }
+
+
+def _warn_of_failures(completions: Sequence[Completion]) -> None:
+    codes = Counter(completion.error.code.value for completion in completions if completion.error)
+    if codes:
+        _logger.warning(
+            "%d of %d prompts have no completion and give an empty string (%s);"
+            " predict with params={'usage': True} says why row by row",
+            codes.total(),
+            len(completions),
+            ", ".join(f"{code}: {count}" for code, count in codes.items()),
+        )
