@@ -1,0 +1,204 @@
+"""The Spark session, and all that needs more of it than the DataFrame API.
+
+Nothing else in the package touches ``sparkContext``, so that the rest runs over Spark Connect too.
+"""
+
+import contextlib
+import os
+import re
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+from delta import configure_spark_with_delta_pip
+from py4j.protocol import Py4JError
+from pyspark import SparkConf
+from pyspark.errors import AnalysisException, PySparkRuntimeError
+from pyspark.sql import SparkSession
+
+from phi3_batch.environment import check_java
+from phi3_batch.errors import EnvironmentProblemError
+
+_DELTA = {
+    "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
+    "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
+}
+_APP_NAME = "phi3-batch"
+_PROGRESS_INTERVAL_S = 0.5
+
+# where the log of the Spark that this process started goes, for error messages to point at
+_log_file: Path | None = None
+
+
+def get_session() -> SparkSession:
+    """The session to score with.
+
+    The active one where there is one (a notebook, a Databricks job); under spark-submit, one with
+    the configuration given there; else a local one, with all processors and Delta Lake.
+
+    Raises:
+        EnvironmentProblemError: Java is missing or too old, or Delta's jars cannot be had.
+    """
+    active = SparkSession.getActiveSession()
+    if active is not None:
+        session = active
+    elif "PYSPARK_GATEWAY_PORT" in os.environ:  # spark-submit has started the JVM already
+        session = _submitted_session()
+    else:
+        session = _local_session()
+    _check_delta(session)
+    return session
+
+
+def log_file() -> Path | None:
+    """Where the log of a Spark started here is; None when somebody else started it."""
+    return _log_file
+
+
+def task_slots(spark: SparkSession) -> int:
+    """How many tasks run at the same time, 1 where the session does not tell."""
+    try:
+        cores = spark.sparkContext.defaultParallelism
+    except PySparkRuntimeError:  # Spark Connect
+        return 1
+    return max(1, cores // int(spark.conf.get("spark.task.cpus", "1") or 1))
+
+
+@contextlib.contextmanager
+def task_progress(
+    spark: SparkSession, tasks: int, report: Callable[[int, int], None]
+) -> Iterator[None]:
+    """Call ``report(done, tasks)`` now and then while Spark jobs run in the ``with`` block.
+
+    Counts the stage that does the work: the latest one with at least ``tasks`` tasks. On Spark
+    Connect, which does not tell, nothing is reported.
+    """
+    try:
+        context = spark.sparkContext
+    except PySparkRuntimeError:
+        yield
+        return
+    group = f"{_APP_NAME}-{os.getpid()}-{threading.get_ident()}"
+    context.setJobGroup(group, "scoring", interruptOnCancel=True)
+    tracker = context.statusTracker()
+    finished = threading.Event()
+
+    def watch() -> None:
+        while not finished.wait(_PROGRESS_INTERVAL_S):
+            stages = [
+                stage
+                for job in tracker.getJobIdsForGroup(group)
+                if (info := tracker.getJobInfo(job))
+                for stage_id in info.stageIds
+                if (stage := tracker.getStageInfo(stage_id)) and stage.numTasks >= tasks
+            ]
+            if stages:
+                latest = max(stages, key=lambda stage: stage.stageId)
+                report(latest.numCompletedTasks, latest.numTasks)
+
+    watcher = threading.Thread(target=watch, daemon=True, name="task-progress")
+    watcher.start()
+    try:
+        yield
+    except BaseException:  # Ctrl-C too: the job must not go on in the JVM
+        context.cancelJobGroup(group)
+        raise
+    finally:
+        finished.set()
+        watcher.join()
+
+
+def _submitted_session() -> SparkSession:
+    given = SparkConf()
+    builder = SparkSession.builder.appName(_APP_NAME)
+    defaults = dict(_DELTA)
+    cores = given.get("spark.executor.cores", None)
+    if cores:
+        defaults["spark.task.cpus"] = cores
+    if (given.get("spark.master", "") or "").startswith("local"):
+        defaults |= _local_settings(given.get("spark.master", "") or "")
+    for key, value in defaults.items():
+        if not given.contains(key):
+            builder = builder.config(key, value)
+    return builder.getOrCreate()
+
+
+def _local_session() -> SparkSession:
+    global _log_file
+    check_java()
+    cores = len(os.sched_getaffinity(0))
+    builder = SparkSession.builder.appName(_APP_NAME).master(f"local[{cores}]")
+    for key, value in (_DELTA | _local_settings(f"local[{cores}]")).items():
+        builder = builder.config(key, value)
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    handle, name = tempfile.mkstemp(prefix="phi3-batch-spark-", suffix=".log")
+    _log_file = Path(name)
+    try:
+        with _stderr_to(handle):  # the JVM inherits it: Ivy's report and Spark's log go there
+            return configure_spark_with_delta_pip(builder).getOrCreate()
+    except PySparkRuntimeError as error:
+        raise EnvironmentProblemError(_why_not_started(_log_file)) from error
+    finally:
+        os.close(handle)
+
+
+def _local_settings(master: str) -> dict[str, str]:
+    cores = re.fullmatch(r"local\[(\d+)(?:,\s*\d+)?\]", master)
+    count = cores.group(1) if cores else ("1" if master == "local" else str(os.cpu_count()))
+    return {
+        # one task at a time with all processors: one copy of the weights, one big batch
+        "spark.task.cpus": count,
+        "spark.ui.enabled": "false",
+        "spark.ui.showConsoleProgress": "false",
+        # small tables: Spark's and Delta's defaults are made for hundreds of partitions
+        "spark.sql.shuffle.partitions": str(2 * int(count)),
+        "spark.databricks.delta.snapshotPartitions": "2",
+        # works on a laptop whose host name resolves to nothing, or to a VPN
+        "spark.driver.host": "localhost",
+        "spark.driver.bindAddress": "127.0.0.1",
+    }
+
+
+@contextlib.contextmanager
+def _stderr_to(handle: int) -> Iterator[None]:
+    sys.stderr.flush()
+    saved = os.dup(2)
+    os.dup2(handle, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+
+
+def _why_not_started(log: Path) -> str:
+    text = log.read_text(encoding="utf-8", errors="replace")
+    if "unresolved dependency" in text or "download failed" in text.lower():
+        return (
+            "Delta Lake's jars could not be fetched (they come over Ivy from a Maven repository at"
+            f" the first start): check the network or ~/.ivy2.5.2, the log is {log}"
+        )
+    return f"Spark did not start, its log is {log}"
+
+
+def _check_delta(session: SparkSession) -> None:
+    try:
+        session.read.format("delta").load("/phi3-batch/is-delta-there")
+        has_delta = True
+    except AnalysisException as error:  # where Delta is there, it says that the table is not
+        has_delta = not (error.getCondition() or "").startswith("DATA_SOURCE_NOT_FOUND")
+    except Py4JError:  # the catalog is configured, and its class is missing
+        has_delta = False
+    if not has_delta:
+        raise EnvironmentProblemError(
+            f"this Spark session has no Delta Lake: start it with --packages {delta_package()}"
+        )
+
+
+def delta_package() -> str:
+    """Maven coordinates of the Delta Lake that fits the installed pyspark and delta-spark."""
+    spark = ".".join(version("pyspark").split(".")[:2])
+    return f"io.delta:delta-spark_{spark}_2.13:{version('delta-spark')}"

@@ -1,0 +1,230 @@
+"""Where rows come from and go to: Delta tables by name or path, and files for a first try."""
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from py4j.protocol import Py4JError
+from pyspark.errors import AnalysisException, PySparkException
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.types import StructType
+
+from phi3_batch.errors import TableError
+
+WriteMode = Literal["error", "append", "overwrite"]
+
+_FILE_FORMATS = {
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".json": "json",
+    ".csv": "csv",
+    ".parquet": "parquet",
+}
+# Delta keeps these out of column names unless a table has column mapping
+_REFUSED_BY_DELTA = re.compile(r"[ ,;{}()\n\t=]")
+# Spark's conditions for a name or path that is not there, or is there and is no Delta table
+_NOT_A_DELTA_TABLE = (
+    "PATH_NOT_FOUND",
+    "TABLE_OR_VIEW_NOT_FOUND",
+    "SCHEMA_NOT_FOUND",
+    "DELTA_MISSING_DELTA_TABLE",
+    "EXPECT_TABLE_NOT_VIEW",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """A table as the user named it.
+
+    A path has a slash or a scheme, or ends like a data file; all else is a table's name in the
+    session's catalogs (``prompts``, ``sales.prompts``, ``main.sales.prompts``).
+    """
+
+    text: str
+
+    @property
+    def is_path(self) -> bool:
+        """Whether it is a path, not a table's name."""
+        return "/" in self.text or self.text in (".", "..") or self.file_format is not None
+
+    @property
+    def file_format(self) -> str | None:
+        """Spark's name for the format of a data file; None for a Delta table."""
+        return _FILE_FORMATS.get(Path(self.text).suffix.lower())
+
+    @property
+    def path(self) -> str:
+        """The path, absolute: Delta's SQL takes a relative one for a table's name."""
+        return self.text if urlsplit(self.text).scheme else str(Path(self.text).absolute())
+
+    @property
+    def sql(self) -> str:
+        """The Delta table as SQL names it."""
+        return "delta.`{}`".format(self.path.replace("`", "``")) if self.is_path else self.text
+
+
+@dataclass(frozen=True, slots=True)
+class InputTable:
+    """Rows to score, pinned to what they are now.
+
+    Attributes:
+        rows: the DataFrame, read at ``version`` where there is one.
+        version: of the Delta table; None for files and views.
+        path: where the data is; None for views.
+    """
+
+    location: Location
+    rows: DataFrame
+    version: int | None
+    path: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class OutputTable:
+    """Where completions go.
+
+    Attributes:
+        schema: what the table looks like now; None when it is not there yet.
+        path: where its data is; for a named table that is not there yet, None.
+    """
+
+    location: Location
+    schema: StructType | None
+    path: str | None
+
+
+def open_input(spark: SparkSession, location: Location) -> InputTable:
+    """Open the rows to score.
+
+    Raises:
+        TableError: there is no such table, view or file, or it cannot be read.
+    """
+    with _one_line_errors(f"cannot read {location.text}"):
+        if location.file_format:
+            rows = _read_files(spark, location.path, location.file_format)
+            return InputTable(location, rows, None, normal_path(location.path))
+        path = _delta_path(spark, location)
+        if path is not None:
+            version = _latest_version(spark, location)
+            return InputTable(location, read_version(spark, location, version), version, path)
+        if location.is_path:
+            raise TableError(
+                f"no Delta table at {location.text} (JSONL, CSV and Parquet files are read too,"
+                " by their endings)"
+            )
+        return InputTable(location, spark.table(location.text), None, None)
+
+
+def open_output(spark: SparkSession, location: Location) -> OutputTable:
+    """Look at the table to write, without touching it.
+
+    Raises:
+        TableError: it is a file, a view or a table of another format, or cannot be reached.
+    """
+    if location.file_format:
+        raise TableError(
+            f"output {location.text} looks like a data file: completions go to a Delta table, so"
+            " give the path of a folder or a table's name"
+        )
+    with _one_line_errors(f"cannot write {location.text}"):
+        path = _delta_path(spark, location)
+        if path is not None:
+            reader = spark.read.format("delta")
+            rows = reader.load(location.path) if location.is_path else spark.table(location.text)
+            return OutputTable(location, rows.schema, path)
+        if not location.is_path and spark.catalog.tableExists(location.text):
+            raise TableError(f"output {location.text} exists and is not a Delta table")
+        return OutputTable(location, None, normal_path(location.path) if location.is_path else None)
+
+
+def write_table(rows: DataFrame, location: Location, mode: WriteMode, run_id: str) -> None:
+    """Write rows as one Delta commit, marked with the run that made it."""
+    writer = (
+        rows.write.format("delta")
+        .mode("errorifexists" if mode == "error" else mode)
+        .option("userMetadata", run_id)
+    )
+    if mode == "overwrite":
+        writer = writer.option("overwriteSchema", "true")
+    if location.is_path:
+        writer.save(location.path)
+    else:
+        writer.saveAsTable(location.text)
+
+
+def version_of_run(spark: SparkSession, location: Location, run_id: str) -> int:
+    """The version of a Delta table that a run committed."""
+    history = spark.sql(f"DESCRIBE HISTORY {location.sql}")
+    commit = history.where(history["userMetadata"] == run_id).select("version").head()
+    assert commit is not None  # asked for after the run's commit
+    return int(commit["version"])
+
+
+def read_version(spark: SparkSession, location: Location, version: int) -> DataFrame:
+    """A Delta table as it was at a version."""
+    reader = spark.read.format("delta").option("versionAsOf", version)
+    return reader.load(location.path) if location.is_path else reader.table(location.text)
+
+
+def check_column_names(names: Sequence[str]) -> None:
+    """Raise a TableError for names that Delta will not store."""
+    refused = [name for name in names if _REFUSED_BY_DELTA.search(name)]
+    if refused:
+        raise TableError(
+            f"Delta does not store columns named like {refused[0]!r} (spaces and ,;{{}}()= are"
+            " refused): rename them, or leave them out with --keep"
+        )
+
+
+def normal_path(path: str) -> str:
+    """A path in one form, so that two names of one place compare equal."""
+    parts = urlsplit(path)
+    if parts.scheme in ("", "file"):
+        return os.path.realpath(parts.path)
+    return path.rstrip("/")
+
+
+def _read_files(spark: SparkSession, path: str, file_format: str) -> DataFrame:
+    if file_format == "csv":
+        return spark.read.csv(path, header=True, multiLine=True, escape='"')
+    return spark.read.format(file_format).load(path)
+
+
+def _delta_path(spark: SparkSession, location: Location) -> str | None:
+    """Where a Delta table's data is; None when there is no Delta table of that name or path."""
+    try:
+        detail = spark.sql(f"DESCRIBE DETAIL {location.sql}").select("format", "location").head()
+    except AnalysisException as error:
+        if (error.getCondition() or "").startswith(_NOT_A_DELTA_TABLE):
+            return None
+        raise
+    assert detail is not None  # one row for a table
+    return normal_path(detail["location"]) if detail["format"] == "delta" else None
+
+
+def _latest_version(spark: SparkSession, location: Location) -> int:
+    newest = spark.sql(f"DESCRIBE HISTORY {location.sql} LIMIT 1").select("version").head()
+    assert newest is not None  # a Delta table has at least the version that made it
+    return int(newest["version"])
+
+
+@contextlib.contextmanager
+def _one_line_errors(what: str) -> Iterator[None]:
+    """Turn Spark's and the JVM's errors into one line for the user."""
+    try:
+        yield
+    except (PySparkException, Py4JError) as error:
+        raise TableError(f"{what}: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    """What a Spark or JVM error says, without its stack and its SQL state."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if lines and lines[0].startswith("An error occurred while calling") and len(lines) > 1:
+        return lines[1].removeprefix(": ")
+    return re.sub(r"\s*SQLSTATE: \w+.*", "", lines[0]) if lines else type(error).__name__
