@@ -15,7 +15,7 @@ from pyspark.sql.types import StringType, StructType
 from phi3_batch.errors import RowErrorCode, ScoringError, TableError
 from phi3_batch.scoring import schema, session, tables
 from phi3_batch.scoring.tables import InputTable, Location, OutputTable, WriteMode
-from phi3_batch.scoring.udf import ScoringModel, open_model, result_columns
+from phi3_batch.scoring.udf import ScoringModel, batches_for, open_model, result_columns
 
 # Rows of one task. Enough to outweigh what a task costs to start, few enough that progress shows
 # and that a lost task is not a lost hour.
@@ -159,7 +159,7 @@ def run_scoring(
     started = time.monotonic()
     try:
         scored = _score(spark, plan, run_id)
-        with session.task_progress(spark, plan.tasks, report):
+        with batches_for(spark, plan.model), session.task_progress(spark, plan.tasks, report):
             tables.write_table(scored, plan.options.output, plan.options.mode, run_id)
     except (PySparkException, Py4JError) as error:
         raise ScoringError(f"{_why(error)}; the output is as it was") from error

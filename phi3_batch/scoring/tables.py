@@ -27,6 +27,8 @@ _FILE_FORMATS = {
 }
 # Delta keeps these out of column names unless a table has column mapping
 _REFUSED_BY_DELTA = re.compile(r"[ ,;{}()\n\t=]")
+# Delta writes its value into the commit, and DESCRIBE HISTORY shows it as userMetadata
+_COMMIT_MARK = "spark.databricks.delta.commitInfo.userMetadata"
 # Spark's conditions for a name or path that is not there, or is there and is no Delta table
 _NOT_A_DELTA_TABLE = (
     "PATH_NOT_FOUND",
@@ -144,17 +146,18 @@ def open_output(spark: SparkSession, location: Location) -> OutputTable:
 
 def write_table(rows: DataFrame, location: Location, mode: WriteMode, run_id: str) -> None:
     """Write rows as one Delta commit, marked with the run that made it."""
-    writer = (
-        rows.write.format("delta")
-        .mode("errorifexists" if mode == "error" else mode)
-        .option("userMetadata", run_id)
-    )
+    writer = rows.write.format("delta").mode("errorifexists" if mode == "error" else mode)
     if mode == "overwrite":
         writer = writer.option("overwriteSchema", "true")
-    if location.is_path:
-        writer.save(location.path)
-    else:
-        writer.saveAsTable(location.text)
+    conf = rows.sparkSession.conf
+    conf.set(_COMMIT_MARK, run_id)  # the writer's option of that name is lost in saveAsTable
+    try:
+        if location.is_path:
+            writer.save(location.path)
+        else:
+            writer.saveAsTable(location.text)
+    finally:
+        conf.unset(_COMMIT_MARK)
 
 
 def version_of_run(spark: SparkSession, location: Location, run_id: str) -> int:

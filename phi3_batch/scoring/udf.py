@@ -17,6 +17,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models.model import ModelInfo
 from mlflow.pyfunc import PyFuncModel
 from pyspark.sql import Column, SparkSession
+from pyspark.sql import functions as F
 
 from phi3_batch.errors import InvalidModelError, InvalidParameterError
 from phi3_batch.generation import GenerationParams
@@ -99,16 +100,13 @@ def result_columns(
     The two come apart because the result must be a column of its own first: Spark runs a UDF
     again for every expression that it is part of.
     """
-    if model.kind is ModelKind.ONE_BY_ONE:
-        # Arrow batches of one row are what makes predict see one row
-        spark.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", "1")
     with _quiet_about_local_environment():
         udf = mlflow.pyfunc.spark_udf(
             spark,
             model.resolved_uri,
             result_type=schema.USAGE_RESULT if model.kind is ModelKind.USAGE else "string",
             env_manager="local",
-            params=dict(model.params) or None,
+            params=_mlflow_params(model.params),
             extra_env=_NO_DATA_IN_ERRORS,
         )
     readers = {
@@ -117,7 +115,26 @@ def result_columns(
         ModelKind.TEXT: schema.columns_from_text,
         ModelKind.ONE_BY_ONE: schema.columns_from_text,
     }
-    return udf(prompt), readers[model.kind]
+    # in a struct the column has its name, which a model without signature would not see otherwise
+    return udf(F.struct(prompt.alias(PROMPT_INPUT))), readers[model.kind]
+
+
+@contextmanager
+def batches_for(spark: SparkSession, model: ScoringModel) -> Iterator[None]:
+    """Arrow batches as the model needs them while Spark jobs run in the ``with`` block.
+
+    Spark calls predict once for each batch; batches of one row are what makes it see one row.
+    """
+    if model.kind is not ModelKind.ONE_BY_ONE:
+        yield
+        return
+    setting = "spark.sql.execution.arrow.maxRecordsPerBatch"
+    before = spark.conf.get(setting)
+    spark.conf.set(setting, "1")
+    try:
+        yield
+    finally:
+        spark.conf.set(setting, str(before))
 
 
 def _resolve_alias(uri: str) -> str:
@@ -144,11 +161,14 @@ def _find(uri: str) -> ModelInfo:
 def _check_inputs(uri: str, info: ModelInfo) -> None:
     if "python_function" not in info.flavors:
         raise InvalidModelError(f"{uri} is not a pyfunc, its flavors are {', '.join(info.flavors)}")
-    inputs = info.signature.inputs.input_names() if info.signature else [PROMPT_INPUT]
-    if PROMPT_INPUT not in inputs:
-        raise InvalidModelError(
-            f"{uri} has no input {PROMPT_INPUT!r}, its inputs are {', '.join(map(str, inputs))}"
-        )
+    if info.signature is None:
+        return  # the pilot will show
+    inputs = info.signature.inputs
+    names = ", ".join(map(str, inputs.input_names()))
+    if PROMPT_INPUT not in inputs.input_names():
+        raise InvalidModelError(f"{uri} has no input {PROMPT_INPUT!r}, its inputs are {names}")
+    if inputs.required_input_names() != [PROMPT_INPUT]:
+        raise InvalidModelError(f"{uri} needs more inputs than {PROMPT_INPUT!r}: {names}")
 
 
 def _load(uri: str, resolved_uri: str) -> PyFuncModel:
@@ -186,12 +206,19 @@ def _count_answers(
     uri: str, model: PyFuncModel, prompts: Sequence[str], params: Mapping[str, Any]
 ) -> int:
     try:
-        result = model.predict(pd.DataFrame({PROMPT_INPUT: prompts}), params=dict(params) or None)
+        result = model.predict(pd.DataFrame({PROMPT_INPUT: prompts}), params=_mlflow_params(params))
     except Exception as error:  # not its text, which may quote the prompt
         raise InvalidModelError(
             f"{uri} failed on a row of the table with {type(error).__name__}"
         ) from error
     return 1 if isinstance(result, str) else len(result)
+
+
+def _mlflow_params(params: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Parameters in the types that MLflow knows: lists, not tuples."""
+    return {
+        name: list(value) if isinstance(value, tuple) else value for name, value in params.items()
+    } or None
 
 
 @contextmanager
