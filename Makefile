@@ -1,0 +1,44 @@
+# make demo   the whole way on the embedded model: log, register, score, look
+# make test   lint, types, import rules, and every test
+# make bench  what the kept prefix is worth, on a random model of real layer shapes
+#
+# Each starts from nothing but Python 3.11 and Java 17 or later; what they install is in .venv.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint bench clean
+
+help:
+	@sed -n '1,3s/^# //p' Makefile
+
+demo: $(VENV)/installed
+	@$(BIN)/python jobs/demo.py
+
+test: lint
+	$(BIN)/pytest
+
+lint: $(VENV)/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/installed-build
+	$(BIN)/python benchmarks/shared_prefix.py
+
+clean:
+	rm -rf $(VENV) demo
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -m phi3_batch.environment
+	@echo "installing into $(VENV) (the first time takes some minutes)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/installed-%: $(VENV)/installed
+	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[$*]'
+	@touch $@

@@ -1,0 +1,78 @@
+"""``make demo``: the whole way on the embedded model, by the commands one would type.
+
+Log and register the model, load prompts into a Delta table, score it, look at the result. All of
+it stays in the folder ``demo``; a second run registers another version and scores again.
+"""
+
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from phi3_batch.cli import main
+from phi3_batch.scoring.session import get_session
+
+SAMPLE_DATA = Path(__file__).resolve().parent.parent / "sample_data"
+FOLDER = Path("demo").resolve()
+ROWS_SHOWN = 10
+
+console = Console(highlight=False)
+
+
+def phi3_batch(command: str) -> None:
+    """Show a command and run it; the demo ends where a command fails."""
+    console.print(f"\n[bold]$ phi3-batch {command}[/]", soft_wrap=True)
+    if code := main(shlex.split(command)):
+        sys.exit(code)
+
+
+def load_prompts() -> None:
+    """Make a Delta table of sample_data/prompts.jsonl."""
+    console.print("\n[bold]# sample_data/prompts.jsonl becomes the Delta table ./prompts[/]")
+    prompts = get_session().read.json(str(SAMPLE_DATA / "prompts.jsonl"))
+    prompts.write.format("delta").mode("overwrite").save(str(FOLDER / "prompts"))
+
+
+def show_completions() -> None:
+    """Print ten rows of the output, spread over the table."""
+    completions = get_session().read.format("delta").load(str(FOLDER / "completions"))
+    rows = completions.orderBy("id").collect()
+    table = Table(title=f"{ROWS_SHOWN} of {len(rows)} rows of ./completions", title_justify="left")
+    for name in ("id", "prompt", "completion", "finish_reason", "prompt_tokens"):
+        table.add_column(name, overflow="fold")
+    table.add_column("completion_tokens", overflow="fold")
+    others = [row for row in rows[2:] if len(row["prompt"] + row["completion"]) < 200]
+    step = len(others) // (ROWS_SHOWN - 2)
+    for row in [*rows[:2], *others[:: step + 1]][:ROWS_SHOWN]:
+        cells = (row["id"], row["prompt"].replace("\n", ""), row["completion"])
+        counts = (row["finish_reason"], row["prompt_tokens"], row["completion_tokens"])
+        table.add_row(*map(str, (*cells, *counts)))
+    console.print()
+    console.print(table, markup=False)
+
+
+NEXT = """
+Next, with your own model and table:
+
+  phi3-batch log prompt FOLDER_OF_YOUR_ONNX_BUILD --register phi3 --alias champion
+  phi3-batch score --model models:/phi3@champion --input TABLE_OR_PATH --column prompt --output PATH
+
+README.md says where to get Phi-3-mini's int4 build, and how to run on a cluster.
+"""
+
+if __name__ == "__main__":
+    FOLDER.mkdir(exist_ok=True)
+    os.chdir(FOLDER)  # MLflow keeps its store, mlflow.db and mlruns, where it is started
+    console.print("[bold]$ cd demo[/]")
+    model = os.path.relpath(SAMPLE_DATA / "phi3-tiny-int4")
+    phi3_batch(f"log prompt {shlex.quote(model)} --register phi3-tiny --alias champion")
+    load_prompts()
+    phi3_batch(
+        "score --model models:/phi3-tiny@champion --input ./prompts --output ./completions"
+        " --mode overwrite"
+    )
+    show_completions()
+    console.print(NEXT, soft_wrap=True)
