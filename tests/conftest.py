@@ -1,0 +1,39 @@
+"""What all tests share: the embedded model, and the answers that it knows."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from phi3_batch.engines import Engine, ModelFolder, get_engine
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SAMPLE_DATA = REPOSITORY / "sample_data"
+TINY_MODEL = SAMPLE_DATA / "phi3-tiny-int4"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A prompt of prompts.jsonl and the answer that the embedded model gives to it."""
+
+    id: str
+    language: str
+    prompt: str
+    answer: str
+
+
+@pytest.fixture(scope="session")
+def samples() -> list[Sample]:
+    lines = (SAMPLE_DATA / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
+    return [Sample(**json.loads(line)) for line in lines]
+
+
+@pytest.fixture(scope="session")
+def tiny_folder() -> ModelFolder:
+    return ModelFolder.open(TINY_MODEL)
+
+
+@pytest.fixture(scope="session")
+def tiny_engine(tiny_folder: ModelFolder) -> Engine:
+    return get_engine(tiny_folder, tiny_folder.read_manifest())

@@ -1,0 +1,75 @@
+"""One local Spark session and one MLflow store for all Spark tests."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import mlflow
+import pytest
+from pyspark.sql import DataFrame, SparkSession
+
+from phi3_batch.models.log import log_prompt_model
+from phi3_batch.scoring.session import get_session
+from tests.conftest import TINY_MODEL, Sample
+
+WORKER_SITE = Path(__file__).resolve().parent / "worker_site"
+REGISTERED = "phi3-tiny"
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a sqlite store, its artifacts, and all that Spark leaves behind."""
+    folder = tmp_path_factory.mktemp("store")
+    before, cwd = mlflow.get_tracking_uri(), Path.cwd()
+    os.chdir(folder)
+    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+    yield folder
+    mlflow.set_tracking_uri(before)
+    os.chdir(cwd)
+
+
+@pytest.fixture(scope="session")
+def worker_log(store: Path) -> Path:
+    return store / "workers.log"
+
+
+@pytest.fixture(scope="session")
+def spark(store: Path, worker_log: Path) -> Iterator[SparkSession]:
+    os.environ["WORKER_LOG"] = str(worker_log)
+    os.environ["PYTHONPATH"] = str(WORKER_SITE)
+    session = get_session()
+    yield session
+    session.stop()
+    del os.environ["WORKER_LOG"], os.environ["PYTHONPATH"]
+
+
+@pytest.fixture(scope="session")
+def model_uri(store: Path) -> str:
+    """The prompt model over the embedded weights, registered, by its alias."""
+    log_prompt_model(TINY_MODEL, registered_model_name=REGISTERED, alias="champion")
+    return f"models:/{REGISTERED}@champion"
+
+
+@pytest.fixture
+def write_prompts(spark: SparkSession, tmp_path: Path) -> Callable[..., str]:
+    """Write prompts as a Delta table with the columns id and prompt; returns its path."""
+
+    def write(prompts: list[str | None], name: str = "prompts", files: int = 1) -> str:
+        rows = spark.createDataFrame(list(enumerate(prompts)), "id long, prompt string")
+        path = str(tmp_path / name)
+        rows.repartition(files).write.format("delta").save(path)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def read(spark: SparkSession) -> Callable[[str], DataFrame]:
+    """Read a Delta table by path, afresh."""
+    return lambda path: spark.read.format("delta").load(path)
+
+
+@pytest.fixture(scope="session")
+def answers(samples: list[Sample]) -> dict[str, str]:
+    """What the embedded model answers to each sample prompt."""
+    return {sample.prompt: sample.answer for sample in samples}

@@ -1,0 +1,138 @@
+"""Models that are not our prompt model in its full form are scored too, or refused clearly."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, Schema
+from pyspark.sql import DataFrame
+
+from phi3_batch.models.log import log_prompt_model
+from tests.conftest import TINY_MODEL, Sample
+from tests.spark.test_score import MADRID, SPAIN, score
+
+OTHER_MODELS = Path(__file__).resolve().parent / "other_models"
+
+WritePrompts = Callable[..., str]
+Read = Callable[[str], DataFrame]
+
+
+def log(name: str, **options: Any) -> str:
+    signature = ModelSignature(Schema([ColSpec("string", "prompt")]), Schema([ColSpec("string")]))
+    info = mlflow.pyfunc.log_model(
+        name=name,
+        python_model=str(OTHER_MODELS / f"{name}.py"),
+        pip_requirements=["mlflow"],
+        **({"signature": signature} | options),
+    )
+    return str(info.model_uri)
+
+
+def test_the_bare_form_gives_completions_without_usage(
+    store: Path,
+    samples: list[Sample],
+    answers: dict[str, str],
+    write_prompts: WritePrompts,
+    read: Read,
+    tmp_path: Path,
+) -> None:
+    uri = log_prompt_model(TINY_MODEL, params=False).model_uri
+    prompts = [*(sample.prompt for sample in samples[:5]), None, "why? " * 5000]
+    output = str(tmp_path / "out")
+    assert score(uri, write_prompts(prompts), output) == 0
+    rows = {row["prompt"]: row for row in read(output).collect()}
+    for prompt in prompts[:5]:
+        assert rows[prompt]["completion"] == answers[prompt]
+        assert rows[prompt]["error"] is None
+        assert rows[prompt]["completion_tokens"] is None
+    assert rows[None]["error"]["code"] == "null_prompt"
+    assert rows[prompts[-1]]["completion"] is None
+    assert rows[prompts[-1]]["error"]["code"] == "engine_error"
+
+
+def test_a_hand_written_model_is_given_each_row_once(
+    store: Path, write_prompts: WritePrompts, read: Read, tmp_path: Path
+) -> None:
+    """Spark may run a UDF again for each column that is made of its result; it must not here."""
+    seen, seen_path = tmp_path / "seen", tmp_path / "seen_path"
+    seen_path.write_text(str(seen))
+    uri = log("echo", artifacts={"seen_path": str(seen_path)})
+    prompts = [f"prompt {number}" for number in range(600)]
+    output = str(tmp_path / "out")
+    assert score(uri, write_prompts([*prompts, None], files=3), output) == 0
+    said = {row["prompt"]: row["completion"] for row in read(output).collect()}
+    assert said == {prompt: f"you said: {prompt}" for prompt in prompts} | {None: None}
+    pilot, *batches = map(int, seen.read_text().split())
+    assert pilot == 2
+    assert sum(batches) == 600
+
+
+def test_a_model_without_signature_is_tried(
+    store: Path, write_prompts: WritePrompts, read: Read, tmp_path: Path
+) -> None:
+    output = str(tmp_path / "out")
+    uri = log("first_only", signature=None)
+    assert score(uri, write_prompts(["a", "b", "c"]), output) == 0
+    completions = sorted(row["completion"] for row in read(output).collect())
+    assert completions == ["you said: a", "you said: b", "you said: c"]
+
+
+def test_a_model_that_answers_the_first_row_alone_gets_one_row_at_a_time(
+    store: Path,
+    spark: Any,
+    write_prompts: WritePrompts,
+    read: Read,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    prompts = [f"prompt {number}" for number in range(30)]
+    output = str(tmp_path / "out")
+    batch_size = spark.conf.get("spark.sql.execution.arrow.maxRecordsPerBatch")
+    assert score(log("first_only"), write_prompts(prompts, files=2), output) == 0
+    assert "one row at a time, which is slow" in capsys.readouterr().out
+    said = {row["prompt"]: row["completion"] for row in read(output).collect()}
+    assert said == {prompt: f"you said: {prompt}" for prompt in prompts}
+    assert spark.conf.get("spark.sql.execution.arrow.maxRecordsPerBatch") == batch_size
+
+
+def test_a_model_that_miscounts_is_refused(
+    store: Path,
+    write_prompts: WritePrompts,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output = tmp_path / "out"
+    assert score(log("miscounting"), write_prompts(["a", "b"]), str(output)) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "gave 3 results for 2 rows" in said
+    assert not output.exists()
+
+
+def test_a_model_that_raises_ends_the_job_in_one_line_and_leaves_the_output(
+    store: Path,
+    model_uri: str,
+    write_prompts: WritePrompts,
+    read: Read,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    output = str(tmp_path / "out")
+    assert score(model_uri, write_prompts([SPAIN]), output, "--keep", "prompt") == 0
+    poisoned = write_prompts(["sound", "sound too", *["filler"] * 700, "poison"], name="poisoned")
+    options = ("--mode", "append", "--keep", "prompt")
+    capfd.readouterr()
+
+    assert score(log("choking"), poisoned, output, *options) == 1
+
+    out, err = capfd.readouterr()
+    assert err.splitlines()[-1] == (
+        "error: the model raised ValueError in a Spark task; the output is as it was"
+    )
+    assert "Traceback" not in out + err
+    assert "poison" not in (out + err).replace("poisoned", "")
+    assert [row["completion"] for row in read(output).collect()] == [MADRID]
+    failed = mlflow.search_runs(search_all_experiments=True, order_by=["start_time DESC"]).iloc[0]
+    assert failed["status"] == "FAILED"

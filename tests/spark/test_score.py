@@ -1,0 +1,328 @@
+"""The job on the embedded model, which knows its answers: real Spark, Delta, MLflow and runtime."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import mlflow
+import pytest
+from pyspark.sql import DataFrame, SparkSession
+
+from phi3_batch.cli import main
+from phi3_batch.engines import Engine
+from phi3_batch.scoring.session import delta_package
+from tests.conftest import SAMPLE_DATA, Sample
+
+WritePrompts = Callable[..., str]
+Read = Callable[[str], DataFrame]
+
+SPAIN = "<|user|>\nWhat is the capital of Spain?<|end|>\n<|assistant|>\n"
+MADRID = "The capital of Spain is Madrid."
+OUTPUT_COLUMNS = [
+    "completion",
+    "finish_reason",
+    "prompt_tokens",
+    "completion_tokens",
+    "total_tokens",
+    "error",
+    "model",
+    "run_id",
+    "scored_at",
+]
+
+
+def score(model: str, source: str, output: str, *options: str) -> int:
+    return main(["score", "--model", model, "--input", source, "--output", output, *options])
+
+
+def test_2000_rows_in_8_partitions_are_answered_right_by_one_engine(
+    spark: SparkSession,
+    model_uri: str,
+    samples: list[Sample],
+    tiny_engine: Engine,
+    write_prompts: WritePrompts,
+    read: Read,
+    answers: dict[str, str],
+    worker_log: Path,
+    tmp_path: Path,
+) -> None:
+    prompts = [samples[number % len(samples)].prompt for number in range(2000)]
+    source, output = write_prompts(prompts, files=8), str(tmp_path / "completions")
+    loads_before = _engine_loads(worker_log)
+
+    assert score(model_uri, source, output) == 0
+
+    rows = read(output).collect()
+    assert sorted(row["id"] for row in rows) == list(range(2000))
+    encode = tiny_engine.tokenizer.encode_prompt
+    for row in rows:
+        assert row["completion"] == answers[row["prompt"]]
+        assert row["finish_reason"] == "stop"
+        assert row["error"] is None
+        assert row["prompt_tokens"] == len(encode(row["prompt"]))
+        content = tiny_engine.tokenizer.encode_content(row["completion"])
+        assert row["completion_tokens"] == len(content)
+        assert row["total_tokens"] == row["prompt_tokens"] + row["completion_tokens"]
+    # one engine in each worker process, however many tasks it ran and models MLflow loaded
+    loads = _engine_loads(worker_log)[len(loads_before) :]
+    assert len(loads) == len(set(loads)) <= 1
+
+
+def _engine_loads(worker_log: Path) -> list[str]:
+    """Process ids of the workers that loaded an engine, one for each load."""
+    if not worker_log.exists():
+        return []
+    lines = worker_log.read_text().splitlines()
+    return [line.split()[0] for line in lines if " loaded onnxruntime-genai" in line]
+
+
+def test_bad_rows_are_coded_and_touch_no_other(
+    spark: SparkSession, model_uri: str, read: Read, samples: list[Sample], tmp_path: Path
+) -> None:
+    good = samples[:20]
+    bad = {
+        "null": ("null_prompt", None),
+        "empty": ("empty_prompt", b""),
+        "blank": ("empty_prompt", " \t\n　".encode()),
+        "control": ("invalid_text", b"<|user|>\nbeep \x07<|end|>\n<|assistant|>\n"),
+        "nul": ("invalid_text", b"\x00"),
+        "not utf-8": ("invalid_text", b"<|user|>\xff\xfe<|end|><|assistant|>"),
+        "surrogate": ("invalid_text", b"<|user|>\xed\xa0\x80<|end|><|assistant|>"),
+        "too long": ("prompt_too_long", b"<|user|>" + b"why? " * 5000 + b"<|end|><|assistant|>"),
+        "1 MB": ("prompt_too_long", b"x" * 2**20),
+        "1 MB of spaces": ("empty_prompt", b" " * 2**20),
+    }
+    rows = [(sample.id, sample.prompt.encode()) for sample in good]
+    for number, (name, (_, prompt)) in enumerate(bad.items()):
+        rows.insert(2 * number, (name, prompt))
+    table = spark.createDataFrame(rows, "id string, bytes binary")
+    source, output = str(tmp_path / "in"), str(tmp_path / "out")
+    table.selectExpr("id", "cast(bytes as string) prompt").write.format("delta").save(source)
+
+    assert score(model_uri, source, output, "--keep", "id") == 0
+
+    scored = {row["id"]: row for row in read(output).collect()}
+    assert len(scored) == len(rows)
+    assert {sample.id: scored[sample.id]["completion"] for sample in good} == {
+        sample.id: sample.answer for sample in good
+    }
+    assert all(scored[sample.id]["error"] is None for sample in good)
+    assert {name: scored[name]["error"]["code"] for name in bad} == {
+        name: code for name, (code, _) in bad.items()
+    }
+    for name in bad:
+        row = scored[name]
+        assert row["completion"] is None
+        assert row["finish_reason"] is None
+        assert row["completion_tokens"] is None
+        assert row["total_tokens"] is None
+        assert row["error"]["message"]
+        assert (row["prompt_tokens"] is not None) == (row["error"]["code"] == "prompt_too_long")
+
+
+def test_output_has_the_input_columns_then_the_documented_ones(
+    model_uri: str, write_prompts: WritePrompts, read: Read, tmp_path: Path
+) -> None:
+    source, output = write_prompts([SPAIN]), str(tmp_path / "out")
+    assert score(model_uri, source, output) == 0
+    table = read(output)
+    assert table.columns == ["id", "prompt", *OUTPUT_COLUMNS]
+    assert table.schema["error"].dataType.simpleString() == "struct<code:string,message:string>"
+    row = table.first()
+    assert row["completion"] == MADRID
+    assert row["model"] == "models:/phi3-tiny/1"
+    assert row["scored_at"] is not None
+
+
+def test_generation_options_reach_the_model(
+    model_uri: str, write_prompts: WritePrompts, read: Read, tmp_path: Path
+) -> None:
+    source, output = write_prompts([SPAIN]), str(tmp_path / "out")
+    assert score(model_uri, source, output, "--max-tokens", "3") == 0
+    first = read(output).first()
+    assert (first["finish_reason"], first["completion_tokens"]) == ("length", 3)
+    assert MADRID.startswith(first["completion"])
+
+    options = ("--stop", "drid", "--temperature", "0.01", "--seed", "7", "--top-k", "5")
+    assert score(model_uri, source, output, "--mode", "overwrite", *options) == 0
+    second = read(output).first()
+    assert (second["completion"], second["finish_reason"]) == ("The capital of Spain is Ma", "stop")
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+def test_files_are_scored_too(
+    ending: str, spark: SparkSession, model_uri: str, read: Read, tmp_path: Path
+) -> None:
+    source = tmp_path / f"prompts.{ending}"
+    rows = spark.createDataFrame([(SPAIN, "a,b")], "prompt string, note string").toPandas()
+    if ending == "jsonl":
+        rows.to_json(source, orient="records", lines=True)
+    elif ending == "csv":
+        rows.to_csv(source, index=False)
+    else:
+        rows.to_parquet(source)
+    output = str(tmp_path / "out")
+    assert score(model_uri, str(source), output) == 0
+    row = read(output).first()
+    assert (row["completion"], row["note"]) == (MADRID, "a,b")
+
+
+def test_tables_are_named_as_well_as_pathed(
+    spark: SparkSession, model_uri: str, write_prompts: WritePrompts
+) -> None:
+    spark.sql(f"CREATE TABLE named_prompts USING delta LOCATION '{write_prompts([SPAIN])}'")
+    try:
+        assert score(model_uri, "named_prompts", "named_completions") == 0
+        assert spark.table("named_completions").first()["completion"] == MADRID
+        spark.sql("CREATE VIEW viewed_prompts AS SELECT prompt FROM named_prompts")
+        assert score(model_uri, "viewed_prompts", "named_completions", "--mode", "overwrite") == 0
+        assert spark.table("named_completions").columns == ["prompt", *OUTPUT_COLUMNS]
+    finally:
+        spark.sql("DROP VIEW IF EXISTS viewed_prompts")
+        spark.sql("DROP TABLE IF EXISTS named_prompts")
+        spark.sql("DROP TABLE IF EXISTS named_completions")
+
+
+def test_modes_append_and_overwrite(
+    model_uri: str, write_prompts: WritePrompts, read: Read, tmp_path: Path
+) -> None:
+    source, output = write_prompts([SPAIN, SPAIN]), str(tmp_path / "out")
+    assert score(model_uri, source, output) == 0
+    assert score(model_uri, source, output, "--mode", "append") == 0
+    assert read(output).count() == 4
+    assert score(model_uri, source, output, "--mode", "overwrite", "--keep", "id") == 0
+    assert read(output).count() == 2
+    assert read(output).columns == ["id", *OUTPUT_COLUMNS]
+
+
+def test_limit_and_another_prompt_column(
+    spark: SparkSession, model_uri: str, read: Read, tmp_path: Path
+) -> None:
+    source, output = str(tmp_path / "in"), str(tmp_path / "out")
+    rows = spark.createDataFrame([(number, SPAIN) for number in range(50)], "id long, q string")
+    rows.repartition(4).write.format("delta").save(source)
+    assert score(model_uri, source, output, "--limit", "7", "--column", "q") == 0
+    completions = [row["completion"] for row in read(output).collect()]
+    assert completions == [MADRID] * 7
+
+
+def test_an_empty_table_is_a_success_with_an_empty_output(
+    model_uri: str, write_prompts: WritePrompts, read: Read, tmp_path: Path
+) -> None:
+    source, output = write_prompts([]), str(tmp_path / "out")
+    assert score(model_uri, source, output) == 0
+    assert read(output).columns == ["id", "prompt", *OUTPUT_COLUMNS]
+    assert read(output).count() == 0
+
+
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(
+    model_uri: str,
+    write_prompts: WritePrompts,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    runs_before = len(mlflow.search_runs(search_all_experiments=True))
+    source, output = write_prompts([SPAIN, None]), tmp_path / "out"
+    assert score(model_uri, source, str(output), "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert "models:/phi3-tiny/1 (as models:/phi3-tiny@champion)" in said
+    assert "2 in 1 tasks (null_prompt: 1)" in said
+    assert "nothing was scored or written" in said
+    assert not output.exists()
+    assert len(mlflow.search_runs(search_all_experiments=True)) == runs_before
+
+
+def test_the_run_records_what_was_scored_and_how(
+    model_uri: str, write_prompts: WritePrompts, read: Read, tmp_path: Path
+) -> None:
+    source, output = write_prompts([SPAIN, "", None]), str(tmp_path / "out")
+    assert score(model_uri, source, output, "--max-tokens", "50") == 0
+    run = mlflow.get_run(read(output).first()["run_id"])
+    assert run.info.status == "FINISHED"
+    params, metrics = run.data.params, run.data.metrics
+    assert params["model_version"] == "models:/phi3-tiny/1"
+    assert params["input"] == source
+    assert (params["input_version"], params["output_version"]) == ("0", "0")
+    assert params["params.max_tokens"] == "50"
+    assert metrics["rows"] == 3
+    assert metrics["rows_with_errors"] == 2
+    assert (metrics["errors.empty_prompt"], metrics["errors.null_prompt"]) == (1, 1)
+    assert (metrics["prompt_tokens"], metrics["completion_tokens"]) == (10, 7)
+    assert metrics["completion_tokens_per_second"] > 0
+
+
+def test_the_summary_counts_and_names_the_places(
+    model_uri: str,
+    write_prompts: WritePrompts,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    source, output = write_prompts([SPAIN, ""]), str(tmp_path / "out")
+    assert score(model_uri, source, output) == 0
+    said = capsys.readouterr().out
+    lines = dict(line.split("  ", 1) for line in said.splitlines() if "  " in line)
+    fields = {name.strip(): value.strip() for name, value in lines.items()}
+    assert fields["scored"].startswith("2 rows in ")
+    assert fields["errors"] == "1 (empty_prompt: 1)"
+    assert (fields["tokens in"], fields["tokens out"]) == ("10", "7")
+    assert fields["table"] == f"{output} (version 0)"
+    assert "mlflow.db" in fields["mlflow"]
+    assert "Spain" not in said
+
+
+def test_spark_udf_without_our_code_gives_the_same_text(
+    model_uri: str, store: Path, tmp_path: Path
+) -> None:
+    """A plain session, and a caller that imports mlflow alone, as a notebook would."""
+    comedian = (
+        "<|system|>You are a stand-up comedian.<|end|><|user|>Tell me a joke about atom<|end|>"
+        "<|assistant|>"
+    )
+    script = tmp_path / "caller.py"
+    script.write_text(
+        f"""
+import json, os, sys
+import mlflow
+from pyspark.sql import SparkSession
+
+os.environ["PYSPARK_PYTHON"] = sys.executable
+mlflow.set_tracking_uri("sqlite:///{store}/mlflow.db")
+prompt = {comedian!r}
+loaded = mlflow.pyfunc.load_model({model_uri!r}).predict({{"prompt": prompt}})
+spark = SparkSession.builder.master("local[1]").config("spark.ui.enabled", False).getOrCreate()
+udf = mlflow.pyfunc.spark_udf(spark, {model_uri!r}, env_manager="local")
+rows = spark.createDataFrame([(prompt,), (None,)], "prompt string").coalesce(1)
+scored = [row[0] for row in rows.select(udf("prompt")).collect()]
+json.dump([loaded, scored], open({str(tmp_path / "result.json")!r}, "w"))
+"""
+    )
+    subprocess.run([sys.executable, str(script)], check=True, cwd=tmp_path, capture_output=True)
+    loaded, scored = json.loads((tmp_path / "result.json").read_text())
+    joke = "Why should you never trust an atom? Because they make up everything!"
+    assert loaded == [joke]
+    assert scored == [joke, ""]
+
+
+def test_spark_submit_runs_the_same_job(model_uri: str, store: Path, tmp_path: Path) -> None:
+    """With pyspark's own spark-submit and the command of the README."""
+    repository = SAMPLE_DATA.parent
+    output = tmp_path / "out"
+    command = [
+        str(Path(sys.executable).with_name("spark-submit")),
+        *("--master", "local[2]", "--packages", delta_package()),
+        str(repository / "jobs" / "score_batch.py"),
+        *("--model", model_uri, "--input", str(SAMPLE_DATA / "prompts.jsonl")),
+        *("--output", str(output), "--limit", "5"),
+    ]
+    environment = os.environ | {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{store}/mlflow.db",
+        "PYSPARK_PYTHON": sys.executable,
+        "PYSPARK_DRIVER_PYTHON": sys.executable,
+    }
+    done = subprocess.run(command, cwd=store, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "scored      5 rows" in done.stdout
+    assert (output / "_delta_log").is_dir()
