@@ -159,7 +159,7 @@ def score(
         return
     with tracking.scoring_run(plan) as run:
         try:
-            with _task_bar() as report:
+            with _task_bar(plan.tasks) as report:
                 summary = batch.run_scoring(spark, plan, run.run_id, report)
         except KeyboardInterrupt:
             _err.print("interrupted: the output is as it was, the same command starts anew")
@@ -192,11 +192,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         app(args=arguments, prog_name="phi3-batch")
     except SystemExit as leave:
         return leave.code if isinstance(leave.code, int) else 0
-    except Phi3BatchError as error:
+    except Exception as error:
+        line = _one_line(error)
+        if line is None:
+            raise  # a mistake of ours, not the user's: the traceback is what finds it
         _err.print("[red]error:[/] ", end="")
-        _err.print(str(error), markup=False)
+        _err.print(line, markup=False)
         return 1
     return 0
+
+
+def _one_line(error: Exception) -> str | None:
+    """What to tell the user, if it is for the user."""
+    if isinstance(error, Phi3BatchError):
+        return str(error)
+    from mlflow.exceptions import MlflowException
+
+    if isinstance(error, MlflowException):  # a store that does not answer, a name it refuses
+        return f"MLflow: {str(error).partition(chr(10))[0]}"
+    return None
 
 
 def _print_plan(plan: "ScoringPlan") -> None:
@@ -249,7 +263,7 @@ def _status(text: str) -> Iterator[None]:
 
 
 @contextmanager
-def _task_bar() -> Iterator[Callable[[int, int], None]]:
+def _task_bar(tasks: int) -> Iterator[Callable[[int, int], None]]:
     """Show tasks done: a bar on a terminal, elsewhere a plain line at each tenth."""
     if _err.is_terminal:
         bar = Progress(
@@ -261,7 +275,7 @@ def _task_bar() -> Iterator[Callable[[int, int], None]]:
             console=_err,
         )
         with bar:
-            task = bar.add_task("scoring", total=None)
+            task = bar.add_task("scoring", total=tasks)
             yield lambda done, total: bar.update(task, completed=done, total=total)
             bar.update(task, completed=bar.tasks[task].total)
     else:

@@ -2,14 +2,15 @@
 
 import os
 from collections.abc import Callable, Iterator
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import NamedTuple
+
+from packaging.requirements import Requirement
 
 from phi3_batch.environment import check_java, check_python
 from phi3_batch.errors import EnvironmentProblemError, Phi3BatchError
 
-_PACKAGES = ("pyspark", "delta-spark", "mlflow", "onnxruntime-genai", "pandas", "pyarrow")
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 # resident size of Phi-3-mini's int4 build while it runs, weights and KV cache (see the README)
 _PHI3_MINI_GIB = 4
@@ -43,10 +44,23 @@ def _try(name: str, check: Callable[[], str]) -> Finding:
 
 
 def _packages() -> str:
-    try:
-        return ", ".join(f"{package} {version(package)}" for package in _PACKAGES)
-    except PackageNotFoundError as missing:
-        raise EnvironmentProblemError(f"{missing.name} is not installed") from missing
+    """Every package that phi3-batch requires is installed, in a version that it takes."""
+    found = []
+    for requirement in map(Requirement, requires("phi3-batch") or []):
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            installed = version(requirement.name)
+        except PackageNotFoundError as missing:
+            raise EnvironmentProblemError(
+                f"{requirement.name} is not installed: pip install '{requirement}'"
+            ) from missing
+        if not requirement.specifier.contains(installed, prereleases=True):
+            raise EnvironmentProblemError(
+                f"{requirement.name} {installed} does not do: pip install '{requirement}'"
+            )
+        found.append(f"{requirement.name} {installed}")
+    return ", ".join(found)
 
 
 def _memory() -> str:
@@ -62,6 +76,7 @@ def _memory() -> str:
 
 
 def _model_store() -> str:
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # an answer now, not in minutes
     import mlflow
     from mlflow.exceptions import MlflowException
 

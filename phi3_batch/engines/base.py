@@ -15,11 +15,13 @@ class Engine(ABC):
         name: the runtime and its version, for logs and tracking.
         tokenizer: of the loaded model.
         context_length: tokens of prompt and completion together that the model can hold.
+        vocab_size: token ids are below it.
     """
 
     name: str
     tokenizer: Tokenizer
     context_length: int
+    vocab_size: int
 
     @abstractmethod
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
@@ -42,6 +44,13 @@ class Engine(ABC):
             return Completion.failed(
                 RowErrorCode.PROMPT_TOO_LONG,
                 f"{length} tokens leave no room in a context of {self.context_length}",
+                prompt_tokens=length,
+            )
+        if not 0 <= min(request.prompt_ids) <= max(request.prompt_ids) < self.vocab_size:
+            return Completion.failed(
+                RowErrorCode.ENGINE_ERROR,
+                f"a token id is beyond the vocabulary of {self.vocab_size}:"
+                " the tokenizer is another model's",
                 prompt_tokens=length,
             )
         return None
@@ -96,6 +105,8 @@ class CompletionBuilder:
     def build(self) -> Completion:
         """The finished completion."""
         text = self._tokenizer.decode(self._token_ids) if self._text is None else self._text
+        if self._finish_reason == "length":
+            text = text.rstrip("\N{REPLACEMENT CHARACTER}")  # the first bytes of a character
         return Completion(
             text=text,
             token_ids=tuple(self._token_ids),

@@ -11,7 +11,7 @@ import time
 
 from phi3_batch.engines.base import Engine
 from phi3_batch.engines.model_folder import Manifest, ModelFolder
-from phi3_batch.engines.onnxruntime_genai import OnnxRuntimeGenAIEngine
+from phi3_batch.errors import EngineError
 
 _logger = logging.getLogger(__name__)
 _lock = threading.Lock()
@@ -35,7 +35,15 @@ def get_engine(folder: ModelFolder, manifest: Manifest) -> Engine:
         if _loaded is None or _loaded[0] != manifest.digest:
             _loaded = None  # let go of the old weights before the new ones are read
             started = time.monotonic()
-            engine = OnnxRuntimeGenAIEngine(folder)
+            engine = _create_engine(folder)
             _logger.info("loaded %s in %.1f s", engine.name, time.monotonic() - started)
             _loaded = manifest.digest, engine
         return _loaded[1]
+
+
+def _create_engine(folder: ModelFolder) -> Engine:
+    try:  # here, so that a model can be logged and looked at where no runtime is installed
+        from phi3_batch.engines.onnxruntime_genai import OnnxRuntimeGenAIEngine
+    except ImportError as error:
+        raise EngineError(f"onnxruntime-genai cannot be imported ({error})") from error
+    return OnnxRuntimeGenAIEngine(folder)

@@ -105,12 +105,11 @@ class ModelFolder:
         quantization, data_files = _read_graph(path / graph)
         for name in data_files:
             _require_file(path, name)
-        end_ids = model["eos_token_id"]
         return cls(
             path=path,
             context_length=model["context_length"],
             vocab_size=model["vocab_size"],
-            end_token_ids=tuple(end_ids) if isinstance(end_ids, list) else (end_ids,),
+            end_token_ids=tuple(_end_token_ids(model)),
             quantization=quantization,
             sliding_window=model["decoder"].get("sliding_window", {}),
             files=(_CONFIG, _TOKENIZER, graph, *data_files),
@@ -143,20 +142,29 @@ class ModelFolder:
 
 def _read_config(path: Path) -> dict[str, Any]:
     if not (path / _CONFIG).is_file():
-        builds = sorted(str(found.parent) for found in path.rglob(_CONFIG))
+        # a repository of builds keeps them two levels down (cpu_and_mobile/cpu-int4-…)
+        nearby = [*path.glob(f"*/{_CONFIG}"), *path.glob(f"*/*/{_CONFIG}")]
+        builds = sorted(str(found.parent) for found in nearby)
         hint = f"; did you mean {builds[0]}?" if builds else ": it is not an ONNX build of Phi-3"
         raise InvalidModelError(f"{path} has no {_CONFIG}{hint}")
     _require_file(path, _CONFIG)
     try:
         config: dict[str, Any] = json.loads((path / _CONFIG).read_text(encoding="utf-8"))
         model = config["model"]
-        _ = model["type"], model["decoder"]["filename"], model["eos_token_id"]
-        _ = model["context_length"] + model["vocab_size"]
+        _ = model["type"], model["decoder"]["filename"]
+        for number in (model["context_length"], model["vocab_size"], *_end_token_ids(model)):
+            if not isinstance(number, int):
+                raise TypeError(f"{number!r} is not a whole number")
     except (ValueError, KeyError, TypeError) as error:
         raise InvalidModelError(
             f"{path / _CONFIG} is damaged: {type(error).__name__} {error}"
         ) from error
     return config
+
+
+def _end_token_ids(model: dict[str, Any]) -> list[int]:
+    ids = model["eos_token_id"]
+    return ids if isinstance(ids, list) else [ids]
 
 
 def _require_file(path: Path, name: str) -> None:
@@ -197,10 +205,12 @@ def _read_graph(path: Path) -> tuple[Quantization, tuple[str, ...]]:
             raise InvalidModelError(
                 f"{path} has {quantization.bits}-bit weights; use an int4 build"
             )
-        locations = {
-            match.group(2)[: match.group(1)[0]].decode("utf-8", "replace")
-            for match in re.finditer(rb"\x0a\x08location\x12([\x01-\x7f])([^\x00]{1,127})", graph)
-        }
+        locations = set()
+        for match in re.finditer(rb"\x0a\x08location\x12([\x01-\x7f])([^\x00]{1,127})", graph):
+            length, name = match.group(1)[0], match.group(2)
+            if len(name) < length:
+                raise InvalidModelError(f"{path} is cut short: the download is incomplete")
+            locations.add(name[:length].decode("utf-8", "replace"))
     return quantization, tuple(sorted(locations))
 
 

@@ -47,6 +47,7 @@ class OnnxRuntimeGenAIEngine(Engine):
         self.name = f"onnxruntime-genai {og.__version__}"
         self.tokenizer = Tokenizer(folder.path / "tokenizer.json")
         self.context_length = folder.context_length
+        self.vocab_size = folder.vocab_size
         self._end_token_ids = frozenset(folder.end_token_ids)
         self._keep_prefix = keep_prefix
         # two threads of a serving process must not write into one KV cache

@@ -20,6 +20,7 @@ class ScriptedEngine(Engine):
             becomes an engine error.
         end_token_ids: tokens that end a completion.
         context_length: tokens of prompt and completion together.
+        vocab_size: token ids are below it.
     """
 
     name = "scripted"
@@ -31,9 +32,11 @@ class ScriptedEngine(Engine):
         *,
         end_token_ids: frozenset[int] = frozenset(),
         context_length: int = 4096,
+        vocab_size: int = 32064,
     ) -> None:
         self.tokenizer = tokenizer
         self.context_length = context_length
+        self.vocab_size = vocab_size
         self._script = script
         self._end_token_ids = end_token_ids
 
@@ -49,9 +52,9 @@ class ScriptedEngine(Engine):
         try:
             for token_id in self._script(request):
                 if not builder.add(token_id):
-                    break
+                    return builder.build()
+            raise ValueError("the script ended before the completion did")
         except Exception as error:  # as every engine does
             return Completion.failed(
                 RowErrorCode.ENGINE_ERROR, str(error), prompt_tokens=len(request.prompt_ids)
             )
-        return builder.build()

@@ -18,6 +18,15 @@ from phi3_batch.text import find_text_error
 MODEL_ARTIFACT = "phi3-mini-onnx"
 MANIFEST_ARTIFACT = "manifest"
 
+_USAGE_COLUMNS = [
+    "completion",
+    "finish_reason",
+    "prompt_tokens",
+    "completion_tokens",
+    "total_tokens",
+    "error",
+]
+
 _logger = logging.getLogger(__name__)
 
 
@@ -73,7 +82,8 @@ class PromptModel(PythonModel):
         engine = get_engine(self._folder, self._manifest)
         completions = _complete(engine, _prompts(model_input), generation_params)
         if usage:
-            return pd.DataFrame([_usage_row(completion) for completion in completions])
+            rows = [_usage_row(completion) for completion in completions]
+            return pd.DataFrame(rows, columns=_USAGE_COLUMNS)
         _warn_of_failures(completions)
         return [completion.text for completion in completions]
 
@@ -102,19 +112,17 @@ def _complete(
     return [completions[index] for index in range(len(prompts))]
 
 
-def _usage_row(completion: Completion) -> dict[str, object]:
-    error = completion.error
-    return {
-        "completion": completion.text,
-        "finish_reason": completion.finish_reason or "",
-        "prompt_tokens": completion.usage.prompt_tokens,
-        "completion_tokens": completion.usage.completion_tokens,
-        "total_tokens": completion.usage.total_tokens,
-        "error": {
-            "code": error.code.value if error else "",
-            "message": error.message if error else "",
-        },
-    }
+def _usage_row(completion: Completion) -> tuple[object, ...]:
+    """One row of _USAGE_COLUMNS."""
+    error, usage = completion.error, completion.usage
+    return (
+        completion.text,
+        completion.finish_reason or "",
+        usage.prompt_tokens,
+        usage.completion_tokens,
+        usage.total_tokens,
+        {"code": error.code.value if error else "", "message": error.message if error else ""},
+    )
 
 
 def _warn_of_failures(completions: Sequence[Completion]) -> None:

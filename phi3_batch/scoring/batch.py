@@ -159,8 +159,12 @@ def run_scoring(
     started = time.monotonic()
     try:
         scored = _score(spark, plan, run_id)
-        with batches_for(spark, plan.model), session.task_progress(spark, plan.tasks, report):
+
+        def write() -> None:
             tables.write_table(scored, plan.options.output, plan.options.mode, run_id)
+
+        with batches_for(spark, plan.model):
+            session.run_with_progress(spark, write, plan.tasks, report)
     except (PySparkException, Py4JError) as error:
         raise ScoringError(f"{_why(error)}; the output is as it was") from error
     return _summarize(spark, plan, run_id, time.monotonic() - started)

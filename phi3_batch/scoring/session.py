@@ -8,14 +8,15 @@ import os
 import re
 import sys
 import tempfile
-import threading
+import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from importlib.metadata import version
 from pathlib import Path
 
 from delta import configure_spark_with_delta_pip
 from py4j.protocol import Py4JError
-from pyspark import SparkConf
+from pyspark import SparkConf, StatusTracker, inheritable_thread_target
 from pyspark.errors import AnalysisException, PySparkRuntimeError
 from pyspark.sql import SparkSession
 
@@ -67,48 +68,60 @@ def task_slots(spark: SparkSession) -> int:
     return max(1, cores // int(spark.conf.get("spark.task.cpus", "1") or 1))
 
 
-@contextlib.contextmanager
-def task_progress(
-    spark: SparkSession, tasks: int, report: Callable[[int, int], None]
-) -> Iterator[None]:
-    """Call ``report(done, tasks)`` now and then while Spark jobs run in the ``with`` block.
+def run_with_progress(
+    spark: SparkSession, work: Callable[[], None], tasks: int, report: Callable[[int, int], None]
+) -> None:
+    """Run Spark jobs, and tell how far they are.
 
-    Counts the stage that does the work: the latest one with at least ``tasks`` tasks. On Spark
-    Connect, which does not tell, nothing is reported.
+    The work has a thread of its own: this one is free to look, and to hear Ctrl-C, which cancels
+    the jobs. Interrupted, this returns or raises only when it is known whether the work was done.
+
+    Args:
+        spark: the session that the work uses.
+        work: starts Spark jobs and waits for them.
+        tasks: of the stage that takes the time; the latest stage with as many is looked at.
+        report: called with the tasks done and the tasks in all; on Spark Connect, which does not
+            tell, never.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C came, and the work was not done.
     """
     try:
         context = spark.sparkContext
-    except PySparkRuntimeError:
-        yield
+    except PySparkRuntimeError:  # Spark Connect
+        work()
         return
-    group = f"{_APP_NAME}-{os.getpid()}-{threading.get_ident()}"
-    context.setJobGroup(group, "scoring", interruptOnCancel=True)
-    tracker = context.statusTracker()
-    finished = threading.Event()
+    group = f"{_APP_NAME} {uuid.uuid4()}"
 
-    def watch() -> None:
-        while not finished.wait(_PROGRESS_INTERVAL_S):
-            stages = [
-                stage
-                for job in tracker.getJobIdsForGroup(group)
-                if (info := tracker.getJobInfo(job))
-                for stage_id in info.stageIds
-                if (stage := tracker.getStageInfo(stage_id)) and stage.numTasks >= tasks
-            ]
-            if stages:
-                latest = max(stages, key=lambda stage: stage.stageId)
-                report(latest.numCompletedTasks, latest.numTasks)
+    def grouped() -> None:
+        context.setJobGroup(group, "scoring", interruptOnCancel=True)
+        work()
 
-    watcher = threading.Thread(target=watch, daemon=True, name="task-progress")
-    watcher.start()
-    try:
-        yield
-    except BaseException:  # Ctrl-C too: the job must not go on in the JVM
-        context.cancelJobGroup(group)
-        raise
-    finally:
-        finished.set()
-        watcher.join()
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(inheritable_thread_target(spark)(grouped))
+        try:
+            while not wait([running], timeout=_PROGRESS_INTERVAL_S).done:
+                _report_stage(context.statusTracker(), group, tasks, report)
+        except KeyboardInterrupt:
+            context.cancelJobGroup(group)
+            if running.exception() is not None:
+                raise
+        running.result()
+
+
+def _report_stage(
+    tracker: StatusTracker, group: str, tasks: int, report: Callable[[int, int], None]
+) -> None:
+    stages = [
+        stage
+        for job_id in tracker.getJobIdsForGroup(group)
+        if (job := tracker.getJobInfo(job_id))
+        for stage_id in job.stageIds
+        if (stage := tracker.getStageInfo(stage_id)) and stage.numTasks >= tasks
+    ]
+    if stages:
+        latest = max(stages, key=lambda stage: stage.stageId)
+        report(latest.numCompletedTasks, latest.numTasks)
 
 
 def _submitted_session() -> SparkSession:

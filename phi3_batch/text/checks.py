@@ -1,5 +1,6 @@
 """Which texts are refused before they reach a tokenizer, and with which error code."""
 
+import math
 import re
 
 from phi3_batch.errors import RowErrorCode
@@ -17,8 +18,7 @@ def find_text_error(text: object) -> RowError | None:
     Null is ``null_prompt``; nothing but white space is ``empty_prompt``; what is no string, has
     control characters or is no valid Unicode (a lone surrogate) is ``invalid_text``.
     """
-    # pandas hands a null over as None or as NaN, the one value that differs from itself
-    if text is None or text != text:
+    if _is_null(text):
         return RowError(RowErrorCode.NULL_PROMPT, "the prompt is null")
     if not isinstance(text, str):
         return RowError(
@@ -39,3 +39,10 @@ def find_text_error(text: object) -> RowError | None:
             f"lone surrogate U+{ord(text[error.start]):04X} at position {error.start}",
         )
     return None
+
+
+def _is_null(value: object) -> bool:
+    """Whether a value is a null in any form that pandas gives it: None, NaN or pandas.NA."""
+    if isinstance(value, float):
+        return math.isnan(value)
+    return value is None or type(value).__name__ == "NAType"  # by name: text/ knows no pandas

@@ -40,7 +40,7 @@ class Tokenizer:
             self._raw = tokenizers.Tokenizer.from_str(json.dumps(definition))
             added_tokens = definition["added_tokens"]
             self._plain = tokenizers.Tokenizer.from_str(
-                json.dumps(definition | {"added_tokens": [], "post_processor": None})
+                json.dumps(definition | {"added_tokens": []})
             )
         except Exception as error:  # the library raises bare Exception for a bad definition
             raise InvalidModelError(f"{path} is not a tokenizer.json: {error}") from error
