@@ -1,0 +1,71 @@
+"""What the model tests share: an MLflow store of their own, and the models logged in it."""
+
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+from mlflow.models.model import ModelInfo
+
+import phi3_batch
+from phi3_batch.engines import ModelFolder
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Tracking URI and experiment id of a new sqlite store; its artifacts lie beside it."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    experiment_id = MlflowClient(uri).create_experiment(
+        "tests", artifact_location=(folder / "artifacts").as_uri()
+    )
+    return uri, experiment_id
+
+
+@pytest.fixture(autouse=True, scope="module")
+def in_store(store: tuple[str, str]) -> Iterator[None]:
+    """Everything logged here goes to the tests' store, and what was set before comes back."""
+    uri, experiment_id = store
+    before = mlflow.get_tracking_uri()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", uri)
+        patch.setenv("MLFLOW_EXPERIMENT_ID", experiment_id)
+        # an experiment chosen by other tests of the process would go before the variable
+        patch.setattr("mlflow.tracking.fluent._active_experiment_id", None)
+        patch.setattr(sys, "path", list(sys.path))  # load_model puts the model's code on it
+        mlflow.set_tracking_uri(uri)
+        yield
+        mlflow.set_tracking_uri(before)
+
+
+@pytest.fixture(scope="session")
+def store_folder(store: tuple[str, str]) -> Path:
+    return Path(store[0].removeprefix("sqlite:///")).parent
+
+
+@pytest.fixture(scope="module")
+def client(store: tuple[str, str]) -> MlflowClient:
+    return MlflowClient(store[0])
+
+
+@pytest.fixture(scope="module")
+def logged(in_store: None, tiny_folder: ModelFolder) -> ModelInfo:
+    """The prompt model, logged and registered with its defaults."""
+    return phi3_batch.log_prompt_model(
+        tiny_folder.path, registered_model_name="phi3", alias="champion"
+    )
+
+
+@pytest.fixture(scope="module")
+def model(logged: ModelInfo) -> mlflow.pyfunc.PyFuncModel:
+    return mlflow.pyfunc.load_model(logged.model_uri)
+
+
+@pytest.fixture
+def copy_of_model(logged: ModelInfo, tmp_path: Path) -> Path:
+    """The logged model's files, in a folder that a test may damage."""
+    source = mlflow.artifacts.download_artifacts(logged.model_uri)
+    return Path(shutil.copytree(source, tmp_path / "model"))
