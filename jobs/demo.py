@@ -9,7 +9,9 @@ import shlex
 import sys
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from phi3_batch.cli import main
@@ -18,8 +20,10 @@ from phi3_batch.scoring.session import get_session
 SAMPLE_DATA = Path(__file__).resolve().parent.parent / "sample_data"
 FOLDER = Path("demo").resolve()
 ROWS_SHOWN = 10
+COUNTS = ("finish_reason", "prompt_tokens", "completion_tokens")
 
-console = Console(highlight=False)
+# a pipe has no width, and 80 columns are too few for this table
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 
 
 def phi3_batch(command: str) -> None:
@@ -40,18 +44,21 @@ def show_completions() -> None:
     """Print ten rows of the output, spread over the table."""
     completions = get_session().read.format("delta").load(str(FOLDER / "completions"))
     rows = completions.orderBy("id").collect()
-    table = Table(title=f"{ROWS_SHOWN} of {len(rows)} rows of ./completions", title_justify="left")
-    for name in ("id", "prompt", "completion", "finish_reason", "prompt_tokens"):
-        table.add_column(name, overflow="fold")
-    table.add_column("completion_tokens", overflow="fold")
-    others = [row for row in rows[2:] if len(row["prompt"] + row["completion"]) < 200]
-    step = len(others) // (ROWS_SHOWN - 2)
-    for row in [*rows[:2], *others[:: step + 1]][:ROWS_SHOWN]:
-        cells = (row["id"], row["prompt"].replace("\n", ""), row["completion"])
-        counts = (row["finish_reason"], row["prompt_tokens"], row["completion_tokens"])
-        table.add_row(*map(str, (*cells, *counts)))
+    first, others = rows[:2], [row for row in rows[2:] if len(row["prompt"]) < 70]
+    table = Table(
+        title=f"{ROWS_SHOWN} of {len(rows)} rows of ./completions",
+        title_justify="left",
+        box=box.SIMPLE,
+    )
+    table.add_column("prompt", ratio=5)
+    table.add_column("completion", ratio=4)
+    for name in COUNTS:
+        table.add_column(name, justify="right")
+    for row in [*first, *others[:: len(others) // (ROWS_SHOWN - 2) + 1]][:ROWS_SHOWN]:
+        cells = (escape(row["prompt"].replace("\n", "")), escape(row["completion"]))
+        table.add_row(*cells, *(str(row[name]) for name in COUNTS))
     console.print()
-    console.print(table, markup=False)
+    console.print(table)
 
 
 NEXT = """
