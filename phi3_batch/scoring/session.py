@@ -16,7 +16,7 @@ from pathlib import Path
 
 from delta import configure_spark_with_delta_pip
 from py4j.protocol import Py4JError
-from pyspark import SparkConf, StatusTracker, inheritable_thread_target
+from pyspark import SparkConf, SparkContext, StatusTracker, inheritable_thread_target
 from pyspark.errors import AnalysisException, PySparkRuntimeError
 from pyspark.sql import SparkSession
 
@@ -125,6 +125,7 @@ def _report_stage(
 
 
 def _submitted_session() -> SparkSession:
+    SparkContext._ensure_initialized()  # connects to the JVM, whose configuration is the given one
     given = SparkConf()
     builder = SparkSession.builder.appName(_APP_NAME)
     defaults = dict(_DELTA)

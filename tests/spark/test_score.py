@@ -1,7 +1,6 @@
 """The job on the embedded model, which knows its answers: real Spark, Delta, MLflow and runtime."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,8 +12,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 from phi3_batch.cli import main
 from phi3_batch.engines import Engine
-from phi3_batch.scoring.session import delta_package
-from tests.conftest import SAMPLE_DATA, Sample
+from tests.conftest import Sample
 
 WritePrompts = Callable[..., str]
 Read = Callable[[str], DataFrame]
@@ -51,7 +49,7 @@ def test_2000_rows_in_8_partitions_are_answered_right_by_one_engine(
 ) -> None:
     prompts = [samples[number % len(samples)].prompt for number in range(2000)]
     source, output = write_prompts(prompts, files=8), str(tmp_path / "completions")
-    loads_before = _engine_loads(worker_log)
+    loads_before = engine_loads(worker_log)
 
     assert score(model_uri, source, output) == 0
 
@@ -67,11 +65,11 @@ def test_2000_rows_in_8_partitions_are_answered_right_by_one_engine(
         assert row["completion_tokens"] == len(content)
         assert row["total_tokens"] == row["prompt_tokens"] + row["completion_tokens"]
     # one engine in each worker process, however many tasks it ran and models MLflow loaded
-    loads = _engine_loads(worker_log)[len(loads_before) :]
+    loads = engine_loads(worker_log)[len(loads_before) :]
     assert len(loads) == len(set(loads)) <= 1
 
 
-def _engine_loads(worker_log: Path) -> list[str]:
+def engine_loads(worker_log: Path) -> list[str]:
     """Process ids of the workers that loaded an engine, one for each load."""
     if not worker_log.exists():
         return []
@@ -304,25 +302,3 @@ json.dump([loaded, scored], open({str(tmp_path / "result.json")!r}, "w"))
     joke = "Why should you never trust an atom? Because they make up everything!"
     assert loaded == [joke]
     assert scored == [joke, ""]
-
-
-def test_spark_submit_runs_the_same_job(model_uri: str, store: Path, tmp_path: Path) -> None:
-    """With pyspark's own spark-submit and the command of the README."""
-    repository = SAMPLE_DATA.parent
-    output = tmp_path / "out"
-    command = [
-        str(Path(sys.executable).with_name("spark-submit")),
-        *("--master", "local[2]", "--packages", delta_package()),
-        str(repository / "jobs" / "score_batch.py"),
-        *("--model", model_uri, "--input", str(SAMPLE_DATA / "prompts.jsonl")),
-        *("--output", str(output), "--limit", "5"),
-    ]
-    environment = os.environ | {
-        "MLFLOW_TRACKING_URI": f"sqlite:///{store}/mlflow.db",
-        "PYSPARK_PYTHON": sys.executable,
-        "PYSPARK_DRIVER_PYTHON": sys.executable,
-    }
-    done = subprocess.run(command, cwd=store, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "scored      5 rows" in done.stdout
-    assert (output / "_delta_log").is_dir()

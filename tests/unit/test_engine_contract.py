@@ -183,3 +183,10 @@ def test_a_request_that_fails_fails_alone_and_in_its_place(tokenizer):
     ]
     assert completions[1].error.message == "out of luck"
     assert completions[1].usage == Usage(1, 0)
+
+
+def test_a_character_that_max_tokens_cuts_in_half_is_left_out(tokenizer, answer):
+    ids = tokenizer.encode_content("日本")
+    for taken in range(1, len(ids)):
+        assert answer("日本", max_tokens=taken).text in ("", "日")
+    assert answer("日本", max_tokens=len(ids)).text == "日本"

@@ -1,0 +1,66 @@
+"""The doctor names what is wrong, and goes on to the next check."""
+
+from phi3_batch import doctor
+
+
+def findings(monkeypatch, **replaced):
+    monkeypatch.setattr(doctor, "_delta", lambda: "not started here")
+    monkeypatch.setattr(doctor, "_model_store", lambda: "not asked here")
+    for name, value in replaced.items():
+        monkeypatch.setattr(doctor, name, value)
+    return {finding.name: finding for finding in doctor.check_all()}
+
+
+def test_this_machine_is_sound(monkeypatch):
+    found = findings(monkeypatch)
+    assert all(finding.ok for finding in found.values()), found
+    assert "pyspark 4.2" in found["packages"].text
+
+
+def test_without_java_delta_is_not_tried(monkeypatch):
+    monkeypatch.setenv("JAVA_HOME", "/nowhere")
+    found = findings(monkeypatch)
+    assert "install Java 17 or later" in found["java"].text
+    assert found["delta"] == ("delta", False, "not tried without Java")
+    assert found["packages"].ok
+
+
+def test_a_package_of_another_version_is_named_with_its_remedy(monkeypatch):
+    real = doctor.version
+    found = findings(monkeypatch, version=lambda name: "3.0.1" if name == "pandas" else real(name))
+    assert not found["packages"].ok
+    assert found["packages"].text == "pandas 3.0.1 does not do: pip install 'pandas<3,>=2.2'"
+
+
+def test_a_missing_package_is_named_with_its_remedy(monkeypatch):
+    def version(name):
+        if name == "mlflow":
+            raise doctor.PackageNotFoundError(name)
+        return real(name)
+
+    real = doctor.version
+    found = findings(monkeypatch, version=version)
+    assert found["packages"].text.startswith("mlflow is not installed: pip install 'mlflow")
+
+
+def test_a_container_with_little_memory_is_told(monkeypatch, tmp_path):
+    limit = tmp_path / "memory.max"
+    limit.write_text("2147483648\n")
+    found = findings(monkeypatch, _CGROUP_LIMIT=limit)
+    assert not found["memory"].ok
+    assert found["memory"].text.startswith("2.0 GiB: too little for Phi-3-mini")
+
+
+def test_a_store_that_does_not_answer_is_named(monkeypatch):
+    import mlflow
+
+    before = mlflow.get_tracking_uri()
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr(doctor, "_delta", lambda: "not started here")
+    mlflow.set_tracking_uri("http://127.0.0.1:9")
+    try:
+        found = {finding.name: finding for finding in doctor.check_all()}
+    finally:
+        mlflow.set_tracking_uri(before)
+    assert not found["model store"].ok
+    assert found["model store"].text.startswith("http://127.0.0.1:9 does not answer")
