@@ -222,7 +222,7 @@ def _print_plan(plan: "ScoringPlan") -> None:
     _print_field("output", f"{options.output.text} (mode {options.mode})")
     _print_field("columns", ", ".join(plan.columns))
     _print_field("rows", f"{plan.rows:,} in {plan.tasks:,} tasks{_in_brackets(plan.refused)}")
-    if model.kind.name == "ONE_BY_ONE":
+    if model.one_row_at_a_time:
         _out.print(
             "note: this model answers the first row of a batch alone, so it is given one row at a"
             " time, which is slow; let its predict return one string for each row"
@@ -233,7 +233,7 @@ def _print_summary(plan: "ScoringPlan", summary: "Summary", run: "ScoringRun") -
     _out.print()
     _print_field("scored", f"{summary.rows:,} rows in {summary.seconds:.1f} s")
     _print_field("errors", f"{sum(summary.errors.values()):,}{_in_brackets(summary.errors)}")
-    if plan.model.kind.name == "USAGE":
+    if plan.model.counts_tokens:
         _print_field("tokens in", f"{summary.prompt_tokens:,}")
         _print_field("tokens out", f"{summary.completion_tokens:,}")
         _print_field("speed", f"{summary.tokens_per_second:,.1f} tokens out per second")

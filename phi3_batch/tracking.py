@@ -46,17 +46,16 @@ def scoring_run(plan: ScoringPlan) -> Iterator[ScoringRun]:
     """An MLflow run around a job; it ends as failed when the job does."""
     options = plan.options
     with mlflow.start_run(run_name=f"score {options.input.text}") as run:
-        mlflow.log_params(
-            {
-                "model": options.model,
-                "model_version": plan.model.resolved_uri,
-                "input": options.input.text,
-                "input_version": plan.input.version,
-                "output": options.output.text,
-                "column": options.column,
-                "limit": options.limit,
-                "mode": options.mode,
-                **{f"params.{name}": value for name, value in plan.model.params.items()},
-            }
-        )
+        params = {
+            "model": options.model,
+            "model_version": plan.model.resolved_uri,
+            "input": options.input.text,
+            "input_version": plan.input.version,
+            "output": options.output.text,
+            "column": options.column,
+            "limit": options.limit,
+            "mode": options.mode,
+            **{f"params.{name}": value for name, value in plan.model.params.items()},
+        }
+        mlflow.log_params({name: value for name, value in params.items() if value is not None})
         yield ScoringRun(run.info.run_id)

@@ -17,7 +17,7 @@ from pathlib import Path
 from delta import configure_spark_with_delta_pip
 from py4j.protocol import Py4JError
 from pyspark import SparkConf, SparkContext, StatusTracker, inheritable_thread_target
-from pyspark.errors import AnalysisException, PySparkRuntimeError
+from pyspark.errors import AnalysisException, PySparkAttributeError, PySparkRuntimeError
 from pyspark.sql import SparkSession
 
 from phi3_batch.environment import check_java
@@ -63,7 +63,7 @@ def task_slots(spark: SparkSession) -> int:
     """How many tasks run at the same time, 1 where the session does not tell."""
     try:
         cores = spark.sparkContext.defaultParallelism
-    except PySparkRuntimeError:  # Spark Connect
+    except PySparkAttributeError:  # Spark Connect
         return 1
     return max(1, cores // int(spark.conf.get("spark.task.cpus", "1") or 1))
 
@@ -88,7 +88,7 @@ def run_with_progress(
     """
     try:
         context = spark.sparkContext
-    except PySparkRuntimeError:  # Spark Connect
+    except PySparkAttributeError:  # Spark Connect
         work()
         return
     group = f"{_APP_NAME} {uuid.uuid4()}"

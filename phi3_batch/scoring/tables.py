@@ -119,6 +119,10 @@ def open_input(spark: SparkSession, location: Location) -> InputTable:
                 f"no Delta table at {location.text} (JSONL, CSV and Parquet files are read too,"
                 " by their endings)"
             )
+        if Path(location.text).exists() and not spark.catalog.tableExists(location.text):
+            raise TableError(
+                f"no table {location.text}: for the folder of that name give ./{location.text}"
+            )
         return InputTable(location, spark.table(location.text), None, None)
 
 
@@ -139,9 +143,16 @@ def open_output(spark: SparkSession, location: Location) -> OutputTable:
             reader = spark.read.format("delta")
             rows = reader.load(location.path) if location.is_path else spark.table(location.text)
             return OutputTable(location, rows.schema, path)
-        if not location.is_path and spark.catalog.tableExists(location.text):
+        if location.is_path:
+            return OutputTable(location, None, normal_path(location.path))
+        if spark.catalog.tableExists(location.text):
             raise TableError(f"output {location.text} exists and is not a Delta table")
-        return OutputTable(location, None, normal_path(location.path) if location.is_path else None)
+        if spark.conf.get("spark.sql.catalogImplementation") == "in-memory":
+            raise TableError(
+                f"output {location.text} is a table's name, and this Spark session forgets its"
+                f" tables when it ends: give a path, such as ./{location.text}"
+            )
+        return OutputTable(location, None, None)
 
 
 def write_table(rows: DataFrame, location: Location, mode: WriteMode, run_id: str) -> None:

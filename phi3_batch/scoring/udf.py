@@ -55,6 +55,16 @@ class ScoringModel:
     kind: ModelKind
     params: Mapping[str, Any]
 
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether token counts come with the completions."""
+        return self.kind is ModelKind.USAGE
+
+    @property
+    def one_row_at_a_time(self) -> bool:
+        """Whether it answers only the first row of a batch."""
+        return self.kind is ModelKind.ONE_BY_ONE
+
 
 def open_model(
     uri: str, options: Mapping[str, Any], pilot_prompts: Callable[[], Sequence[str]]
@@ -104,7 +114,7 @@ def result_columns(
         udf = mlflow.pyfunc.spark_udf(
             spark,
             model.resolved_uri,
-            result_type=schema.USAGE_RESULT if model.kind is ModelKind.USAGE else "string",
+            result_type=schema.USAGE_RESULT if model.counts_tokens else "string",
             env_manager="local",
             params=_mlflow_params(model.params),
             extra_env=_NO_DATA_IN_ERRORS,
@@ -125,7 +135,7 @@ def batches_for(spark: SparkSession, model: ScoringModel) -> Iterator[None]:
 
     Spark calls predict once for each batch; batches of one row are what makes it see one row.
     """
-    if model.kind is not ModelKind.ONE_BY_ONE:
+    if not model.one_row_at_a_time:
         yield
         return
     setting = "spark.sql.execution.arrow.maxRecordsPerBatch"

@@ -99,6 +99,21 @@ def test_output_that_exists(fails_with: FailsWith, write_prompts: WritePrompts) 
     assert said.startswith(f"output {there} has other columns than this job writes (completion,")
 
 
+def test_names_where_paths_are_meant(
+    fails_with: FailsWith,
+    write_prompts: WritePrompts,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = write_prompts([SPAIN])
+    monkeypatch.chdir(tmp_path)
+    assert fails_with("prompts") == "no table prompts: for the folder of that name give ./prompts"
+    assert fails_with(source, output="completions") == (
+        "output completions is a table's name, and this Spark session forgets its tables when it"
+        " ends: give a path, such as ./completions"
+    )
+
+
 def test_output_that_is_a_file_name(fails_with: FailsWith, write_prompts: WritePrompts) -> None:
     said = fails_with(write_prompts([SPAIN]), output="completions.csv")
     assert said.startswith("output completions.csv looks like a data file")

@@ -172,11 +172,13 @@ def test_tables_are_named_as_well_as_pathed(
     spark: SparkSession, model_uri: str, write_prompts: WritePrompts
 ) -> None:
     spark.sql(f"CREATE TABLE named_prompts USING delta LOCATION '{write_prompts([SPAIN])}'")
+    spark.sql("CREATE TABLE named_completions (x int) USING delta")
     try:
-        assert score(model_uri, "named_prompts", "named_completions") == 0
+        replace = ("--mode", "overwrite")
+        assert score(model_uri, "named_prompts", "named_completions", *replace) == 0
         assert spark.table("named_completions").first()["completion"] == MADRID
         spark.sql("CREATE VIEW viewed_prompts AS SELECT prompt FROM named_prompts")
-        assert score(model_uri, "viewed_prompts", "named_completions", "--mode", "overwrite") == 0
+        assert score(model_uri, "viewed_prompts", "named_completions", *replace) == 0
         assert spark.table("named_completions").columns == ["prompt", *OUTPUT_COLUMNS]
     finally:
         spark.sql("DROP VIEW IF EXISTS viewed_prompts")
