@@ -23,9 +23,11 @@ from pyspark.sql import SparkSession
 from phi3_batch.environment import check_java
 from phi3_batch.errors import EnvironmentProblemError
 
-_DELTA = {
+_DEFAULTS = {
     "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
     "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
+    # at INFO, Delta logs the statistics of its files: the beginnings of prompts and completions
+    "spark.log.level": "WARN",
 }
 _APP_NAME = "phi3-batch"
 _PROGRESS_INTERVAL_S = 0.5
@@ -128,7 +130,7 @@ def _submitted_session() -> SparkSession:
     SparkContext._ensure_initialized()  # connects to the JVM, whose configuration is the given one
     given = SparkConf()
     builder = SparkSession.builder.appName(_APP_NAME)
-    defaults = dict(_DELTA)
+    defaults = dict(_DEFAULTS)
     cores = given.get("spark.executor.cores", None)
     if cores:
         defaults["spark.task.cpus"] = cores
@@ -145,7 +147,7 @@ def _local_session() -> SparkSession:
     check_java()
     cores = len(os.sched_getaffinity(0))
     builder = SparkSession.builder.appName(_APP_NAME).master(f"local[{cores}]")
-    for key, value in (_DELTA | _local_settings(f"local[{cores}]")).items():
+    for key, value in (_DEFAULTS | _local_settings(f"local[{cores}]")).items():
         builder = builder.config(key, value)
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     handle, name = tempfile.mkstemp(prefix="phi3-batch-spark-", suffix=".log")

@@ -54,8 +54,11 @@ def cluster(tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def submit(store: Path, model_uri: str, tmp_path: Path) -> Callable[..., tuple[Path, list[str]]]:
+def submit(
+    store: Path, model_uri: str, samples: list[Sample], tmp_path: Path
+) -> Callable[..., tuple[Path, list[str]]]:
     """Score the samples under spark-submit; gives the output and the engine loads in workers."""
+    long_answers = [sample for sample in samples if len(sample.answer) > 20]
 
     def submit(master: str, *settings: str) -> tuple[Path, list[str]]:
         output, worker_log = tmp_path / "out", tmp_path / "workers.log"
@@ -79,6 +82,7 @@ def submit(store: Path, model_uri: str, tmp_path: Path) -> Callable[..., tuple[P
         done = subprocess.run(command, cwd=store, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
         assert "scored      335 rows" in done.stdout
+        assert not any(sample.answer[:20] in done.stdout + done.stderr for sample in long_answers)
         return output, engine_loads(worker_log)
 
     return submit
