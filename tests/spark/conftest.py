@@ -33,7 +33,7 @@ def worker_log(store: Path) -> Path:
     return store / "workers.log"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def spark(store: Path, worker_log: Path) -> Iterator[SparkSession]:
     os.environ["WORKER_LOG"] = str(worker_log)
     os.environ["PYTHONPATH"] = str(WORKER_SITE)
