@@ -17,8 +17,10 @@ help:
 demo: $(VENV)/installed
 	@$(BIN)/python jobs/demo.py
 
+# short-lived JVMs: the optimising compiler costs them more than it gives
+test: export JDK_JAVA_OPTIONS := -XX:TieredStopAtLevel=1 -XX:+UseSerialGC
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadgroup
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

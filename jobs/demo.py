@@ -9,6 +9,7 @@ import shlex
 import sys
 from pathlib import Path
 
+import mlflow
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -73,7 +74,7 @@ README.md says where to get Phi-3-mini's int4 build, and how to run on a cluster
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
     os.chdir(FOLDER)  # a local store keeps its artifacts where it is started
-    os.environ["MLFLOW_TRACKING_URI"] = "sqlite:///mlflow.db"
+    mlflow.set_tracking_uri("sqlite:///mlflow.db")
     console.print("[bold]$ cd demo[/]")
     model = os.path.relpath(SAMPLE_DATA / "phi3-tiny-int4")
     phi3_batch(f"log prompt {shlex.quote(model)} --register phi3-tiny --alias champion")

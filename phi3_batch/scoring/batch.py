@@ -13,6 +13,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import StringType, StructType
 
 from phi3_batch.errors import RowErrorCode, ScoringError, TableError
+from phi3_batch.generation import GenerationParams
 from phi3_batch.scoring import schema, session, tables
 from phi3_batch.scoring.tables import InputTable, Location, OutputTable, WriteMode
 from phi3_batch.scoring.udf import ScoringModel, batches_for, open_model, result_columns
@@ -114,6 +115,7 @@ def plan_scoring(spark: SparkSession, options: ScoreOptions) -> ScoringPlan:
         InvalidModelError: the model cannot be had, or is no model of prompts.
         InvalidParameterError: a generation parameter is out of range or unknown to the model.
     """
+    GenerationParams(**options.generation)
     table = tables.open_input(spark, options.input)
     _check_prompt_column(table, options.column)
     kept = _kept_fields(table.rows.schema, options.keep)

@@ -9,7 +9,7 @@ import re
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from importlib.metadata import version
 from pathlib import Path
@@ -128,18 +128,25 @@ def _report_stage(
 
 def _submitted_session() -> SparkSession:
     SparkContext._ensure_initialized()  # connects to the JVM, whose configuration is the given one
-    given = SparkConf()
     builder = SparkSession.builder.appName(_APP_NAME)
-    defaults = dict(_DEFAULTS)
-    cores = given.get("spark.executor.cores", None)
-    if cores:
-        defaults["spark.task.cpus"] = cores
-    if (given.get("spark.master", "") or "").startswith("local"):
-        defaults |= _local_settings(given.get("spark.master", "") or "")
-    for key, value in defaults.items():
-        if not given.contains(key):
-            builder = builder.config(key, value)
+    for key, value in settings_to_add(dict(SparkConf().getAll())).items():
+        builder = builder.config(key, value)
     return builder.getOrCreate()
+
+
+def settings_to_add(given: Mapping[str, str]) -> dict[str, str]:
+    """What a session under spark-submit needs besides the configuration that was given.
+
+    What was given is never changed. One task at a time with all of an executor's cores is what
+    keeps one copy of the weights there.
+    """
+    settings = dict(_DEFAULTS)
+    master = given.get("spark.master", "")
+    if master.startswith("local"):
+        settings |= _local_settings(master)
+    elif "spark.executor.cores" in given:
+        settings["spark.task.cpus"] = given["spark.executor.cores"]
+    return {key: value for key, value in settings.items() if key not in given}
 
 
 def _local_session() -> SparkSession:

@@ -20,7 +20,6 @@ from pyspark.sql import Column, SparkSession
 from pyspark.sql import functions as F
 
 from phi3_batch.errors import InvalidModelError, InvalidParameterError
-from phi3_batch.generation import GenerationParams
 from phi3_batch.scoring import schema
 
 PROMPT_INPUT = "prompt"
@@ -79,9 +78,8 @@ def open_model(
 
     Raises:
         InvalidModelError: the model is not there, cannot be loaded, or is no model of prompts.
-        InvalidParameterError: an option is out of range, or the model has no such parameter.
+        InvalidParameterError: the model has no parameter of an option's name.
     """
-    GenerationParams(**options)
     resolved_uri = _resolve_alias(uri)
     info = _find(resolved_uri)
     _check_inputs(uri, info)

@@ -1,4 +1,4 @@
-"""One local Spark session and one MLflow store for all Spark tests."""
+"""One local Spark session and one MLflow store for all Spark tests of a process."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -11,9 +11,16 @@ from pyspark.sql import DataFrame, SparkSession
 from phi3_batch.models.log import log_prompt_model
 from phi3_batch.scoring.session import get_session
 from tests.conftest import TINY_MODEL, Sample
+from tests.worker_log import WORKER_SITE
 
-WORKER_SITE = Path(__file__).resolve().parent / "worker_site"
 REGISTERED = "phi3-tiny"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of a file in one process of pytest-xdist; each process has one session."""
+    for item in items:
+        if "tests/spark/" in item.nodeid:
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
 
 
 @pytest.fixture(scope="session")

@@ -40,6 +40,14 @@ def fails_with(
 FailsWith = Callable[..., str]
 
 
+@pytest.fixture(scope="module")
+def source(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A table with nothing wrong: the columns id and prompt, one row."""
+    path = str(tmp_path_factory.mktemp("source") / "prompts")
+    spark.createDataFrame([(0, SPAIN)], "id long, prompt string").write.format("delta").save(path)
+    return path
+
+
 def test_no_such_table(fails_with: FailsWith, tmp_path: Path) -> None:
     assert fails_with(f"{tmp_path}/nowhere").startswith(f"no Delta table at {tmp_path}/nowhere")
     assert "cannot read no_such_table" in fails_with("no_such_table")
@@ -59,15 +67,15 @@ def test_a_folder_of_something_else(
     assert fails_with(f"{tmp_path}/plain").startswith(f"no Delta table at {tmp_path}/plain")
 
 
-def test_no_such_column(fails_with: FailsWith, write_prompts: WritePrompts) -> None:
-    said = fails_with(write_prompts([SPAIN]), "--column", "question")
+def test_no_such_column(fails_with: FailsWith, source: str) -> None:
+    said = fails_with(source, "--column", "question")
     assert "has no column 'question', its columns are id, prompt;" in said
-    said = fails_with(write_prompts([SPAIN], name="b"), "--keep", "id,nope")
+    said = fails_with(source, "--keep", "id,nope")
     assert said == "the input has no column 'nope' to keep, its columns are id, prompt"
 
 
-def test_a_column_that_is_no_string(fails_with: FailsWith, write_prompts: WritePrompts) -> None:
-    said = fails_with(write_prompts([SPAIN]), "--column", "id")
+def test_a_column_that_is_no_string(fails_with: FailsWith, source: str) -> None:
+    said = fails_with(source, "--column", "id")
     assert re.search(r"column 'id' of .* is bigint, not string", said)
 
 
@@ -85,28 +93,25 @@ def test_columns_that_delta_refuses(fails_with: FailsWith, tmp_path: Path) -> No
     assert "columns named like 'my note'" in fails_with(f"{tmp_path}/in.csv")
 
 
-def test_output_that_is_the_input(fails_with: FailsWith, write_prompts: WritePrompts) -> None:
-    source = write_prompts([SPAIN])
+def test_output_that_is_the_input(fails_with: FailsWith, source: str) -> None:
     said = fails_with(source, "--mode", "overwrite", output=f"{source}/../prompts/")
     assert said.endswith("is the input: give another table")
 
 
-def test_output_that_exists(fails_with: FailsWith, write_prompts: WritePrompts) -> None:
+def test_output_that_exists(
+    fails_with: FailsWith, write_prompts: WritePrompts, source: str
+) -> None:
     there = write_prompts([SPAIN], name="there")
-    said = fails_with(write_prompts([SPAIN]), output=there)
+    said = fails_with(source, output=there)
     assert said == f"output {there} exists: use --mode append or --mode overwrite"
-    said = fails_with(write_prompts([SPAIN], name="c"), "--mode", "append", output=there)
+    said = fails_with(source, "--mode", "append", output=there)
     assert said.startswith(f"output {there} has other columns than this job writes (completion,")
 
 
 def test_names_where_paths_are_meant(
-    fails_with: FailsWith,
-    write_prompts: WritePrompts,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    fails_with: FailsWith, source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = write_prompts([SPAIN])
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(Path(source).parent)
     assert fails_with("prompts") == "no table prompts: for the folder of that name give ./prompts"
     assert fails_with(source, output="completions") == (
         "output completions is a table's name, and this Spark session forgets its tables when it"
@@ -114,13 +119,12 @@ def test_names_where_paths_are_meant(
     )
 
 
-def test_output_that_is_a_file_name(fails_with: FailsWith, write_prompts: WritePrompts) -> None:
-    said = fails_with(write_prompts([SPAIN]), output="completions.csv")
+def test_output_that_is_a_file_name(fails_with: FailsWith, source: str) -> None:
+    said = fails_with(source, output="completions.csv")
     assert said.startswith("output completions.csv looks like a data file")
 
 
-def test_models_that_are_not_there(fails_with: FailsWith, write_prompts: WritePrompts) -> None:
-    source = write_prompts([SPAIN])
+def test_models_that_are_not_there(fails_with: FailsWith, source: str) -> None:
     for uri in (
         "models:/nobody/1",
         "models:/nobody@champion",
@@ -133,9 +137,7 @@ def test_models_that_are_not_there(fails_with: FailsWith, write_prompts: WritePr
         assert fails_with(source, model=uri).startswith(f"no model {uri} in sqlite:///"), uri
 
 
-def test_a_model_that_takes_something_else(
-    fails_with: FailsWith, write_prompts: WritePrompts
-) -> None:
+def test_a_model_that_takes_something_else(fails_with: FailsWith, source: str) -> None:
     signature = ModelSignature(Schema([ColSpec("double", "x")]), Schema([ColSpec("double")]))
     info = mlflow.pyfunc.log_model(
         name="doubler",
@@ -143,17 +145,17 @@ def test_a_model_that_takes_something_else(
         pip_requirements=["mlflow"],
         signature=signature,
     )
-    said = fails_with(write_prompts([SPAIN]), model=info.model_uri)
+    said = fails_with(source, model=info.model_uri)
     assert said == f"{info.model_uri} has no input 'prompt', its inputs are x"
 
 
 def test_a_logged_model_that_is_no_pyfunc(
-    fails_with: FailsWith, write_prompts: WritePrompts, tmp_path: Path
+    fails_with: FailsWith, source: str, tmp_path: Path
 ) -> None:
     folder = tmp_path / "not-pyfunc"
     folder.mkdir()
     mlflow.models.Model(flavors={"onnx": {}}).save(str(folder / "MLmodel"))
-    said = fails_with(write_prompts([SPAIN]), model=str(folder))
+    said = fails_with(source, model=str(folder))
     assert said == f"{folder} is not a pyfunc, its flavors are onnx"
 
 
@@ -170,17 +172,15 @@ def test_a_logged_model_that_is_no_pyfunc(
     ],
 )
 def test_parameters_out_of_range(
-    option: str, value: str, said: str, fails_with: FailsWith, write_prompts: WritePrompts
+    option: str, value: str, said: str, fails_with: FailsWith, source: str
 ) -> None:
-    assert fails_with(write_prompts([SPAIN]), option, value).startswith(said)
+    assert fails_with(source, option, value).startswith(said)
 
 
-def test_parameters_that_the_model_has_not(
-    fails_with: FailsWith, write_prompts: WritePrompts
-) -> None:
+def test_parameters_that_the_model_has_not(fails_with: FailsWith, source: str) -> None:
     from phi3_batch.models.log import log_prompt_model
     from tests.conftest import TINY_MODEL
 
     bare = log_prompt_model(TINY_MODEL, params=False).model_uri
-    said = fails_with(write_prompts([SPAIN]), "--max-tokens", "5", model=bare)
+    said = fails_with(source, "--max-tokens", "5", model=bare)
     assert said == f"{bare} has no parameter 'max_tokens', it takes none at all"

@@ -136,3 +136,16 @@ def test_a_model_that_raises_ends_the_job_in_one_line_and_leaves_the_output(
     assert [row["completion"] for row in read(output).collect()] == [MADRID]
     failed = mlflow.search_runs(search_all_experiments=True, order_by=["start_time DESC"]).iloc[0]
     assert failed["status"] == "FAILED"
+
+
+def test_after_a_failed_job_the_same_output_can_be_written(
+    store: Path,
+    write_prompts: WritePrompts,
+    read: Read,
+    tmp_path: Path,
+) -> None:
+    output = str(tmp_path / "out")
+    prompts = write_prompts(["a", "b", *["filler"] * 700, "poison"])
+    assert score(log("choking"), prompts, output) == 1
+    assert score(log("first_only"), write_prompts(["a"], name="one"), output) == 0
+    assert read(output).count() == 1

@@ -1,8 +1,5 @@
 """The job on the embedded model, which knows its answers: real Spark, Delta, MLflow and runtime."""
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +10,7 @@ from pyspark.sql import DataFrame, SparkSession
 from phi3_batch.cli import main
 from phi3_batch.engines import Engine
 from tests.conftest import Sample
+from tests.worker_log import engine_loads
 
 WritePrompts = Callable[..., str]
 Read = Callable[[str], DataFrame]
@@ -70,14 +68,6 @@ def test_2000_rows_in_8_partitions_are_answered_right_by_one_engine(
     assert 1 <= len(loads) == len(set(loads))
 
 
-def engine_loads(worker_log: Path) -> list[str]:
-    """Process ids of the workers that loaded an engine, one for each load."""
-    if not worker_log.exists():
-        return []
-    lines = worker_log.read_text().splitlines()
-    return [line.split()[0] for line in lines if " loaded onnxruntime-genai" in line]
-
-
 def test_bad_rows_are_coded_and_touch_no_other(
     spark: SparkSession, model_uri: str, read: Read, samples: list[Sample], tmp_path: Path
 ) -> None:
@@ -122,18 +112,44 @@ def test_bad_rows_are_coded_and_touch_no_other(
         assert (row["prompt_tokens"] is not None) == (row["error"]["code"] == "prompt_too_long")
 
 
-def test_output_has_the_input_columns_then_the_documented_ones(
-    model_uri: str, write_prompts: WritePrompts, read: Read, tmp_path: Path
+def test_a_job_is_the_same_in_its_table_its_run_and_its_summary(
+    model_uri: str,
+    write_prompts: WritePrompts,
+    read: Read,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    source, output = write_prompts([SPAIN]), str(tmp_path / "out")
-    assert score(model_uri, source, output) == 0
+    source, output = write_prompts([SPAIN, "", None]), str(tmp_path / "out")
+    assert score(model_uri, source, output, "--max-tokens", "50") == 0
+
     table = read(output)
     assert table.columns == ["id", "prompt", *OUTPUT_COLUMNS]
     assert table.schema["error"].dataType.simpleString() == "struct<code:string,message:string>"
-    row = table.first()
+    row = table.orderBy("id").first()
     assert row["completion"] == MADRID
     assert row["model"] == "models:/phi3-tiny/1"
     assert row["scored_at"] is not None
+
+    run = mlflow.get_run(row["run_id"])
+    assert run.info.status == "FINISHED"
+    params, metrics = run.data.params, run.data.metrics
+    assert params["model_version"] == "models:/phi3-tiny/1"
+    assert params["input"] == source
+    assert (params["input_version"], params["output_version"]) == ("0", "0")
+    assert params["params.max_tokens"] == "50"
+    assert (metrics["rows"], metrics["rows_with_errors"]) == (3, 2)
+    assert (metrics["errors.empty_prompt"], metrics["errors.null_prompt"]) == (1, 1)
+    assert (metrics["prompt_tokens"], metrics["completion_tokens"]) == (10, 7)
+    assert metrics["completion_tokens_per_second"] > 0
+
+    said = capsys.readouterr().out
+    lines = [line.split("  ", 1) for line in said.splitlines() if "  " in line]
+    fields = {name.strip(): value.strip() for name, value in lines}
+    assert fields["scored"].startswith("3 rows in ")
+    assert fields["errors"].startswith("2 (")
+    assert (fields["tokens in"], fields["tokens out"]) == ("10", "7")
+    assert fields["table"] == f"{output} (version 0)"
+    assert fields["mlflow"].startswith(f"run {row['run_id']} in sqlite:///")
 
 
 def test_generation_options_reach_the_model(
@@ -234,74 +250,3 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(
     assert "nothing was scored or written" in said
     assert not output.exists()
     assert len(mlflow.search_runs(search_all_experiments=True)) == runs_before
-
-
-def test_the_run_records_what_was_scored_and_how(
-    model_uri: str, write_prompts: WritePrompts, read: Read, tmp_path: Path
-) -> None:
-    source, output = write_prompts([SPAIN, "", None]), str(tmp_path / "out")
-    assert score(model_uri, source, output, "--max-tokens", "50") == 0
-    run = mlflow.get_run(read(output).first()["run_id"])
-    assert run.info.status == "FINISHED"
-    params, metrics = run.data.params, run.data.metrics
-    assert params["model_version"] == "models:/phi3-tiny/1"
-    assert params["input"] == source
-    assert (params["input_version"], params["output_version"]) == ("0", "0")
-    assert params["params.max_tokens"] == "50"
-    assert metrics["rows"] == 3
-    assert metrics["rows_with_errors"] == 2
-    assert (metrics["errors.empty_prompt"], metrics["errors.null_prompt"]) == (1, 1)
-    assert (metrics["prompt_tokens"], metrics["completion_tokens"]) == (10, 7)
-    assert metrics["completion_tokens_per_second"] > 0
-
-
-def test_the_summary_counts_and_names_the_places(
-    model_uri: str,
-    write_prompts: WritePrompts,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    source, output = write_prompts([SPAIN, ""]), str(tmp_path / "out")
-    assert score(model_uri, source, output) == 0
-    said = capsys.readouterr().out
-    lines = dict(line.split("  ", 1) for line in said.splitlines() if "  " in line)
-    fields = {name.strip(): value.strip() for name, value in lines.items()}
-    assert fields["scored"].startswith("2 rows in ")
-    assert fields["errors"] == "1 (empty_prompt: 1)"
-    assert (fields["tokens in"], fields["tokens out"]) == ("10", "7")
-    assert fields["table"] == f"{output} (version 0)"
-    assert "mlflow.db" in fields["mlflow"]
-    assert "Spain" not in said
-
-
-def test_spark_udf_without_our_code_gives_the_same_text(
-    model_uri: str, store: Path, tmp_path: Path
-) -> None:
-    """A plain session, and a caller that imports mlflow alone, as a notebook would."""
-    comedian = (
-        "<|system|>You are a stand-up comedian.<|end|><|user|>Tell me a joke about atom<|end|>"
-        "<|assistant|>"
-    )
-    script = tmp_path / "caller.py"
-    script.write_text(
-        f"""
-import json, os, sys
-import mlflow
-from pyspark.sql import SparkSession
-
-os.environ["PYSPARK_PYTHON"] = sys.executable
-mlflow.set_tracking_uri("sqlite:///{store}/mlflow.db")
-prompt = {comedian!r}
-loaded = mlflow.pyfunc.load_model({model_uri!r}).predict({{"prompt": prompt}})
-spark = SparkSession.builder.master("local[1]").config("spark.ui.enabled", False).getOrCreate()
-udf = mlflow.pyfunc.spark_udf(spark, {model_uri!r}, env_manager="local")
-rows = spark.createDataFrame([(prompt,), (None,)], "prompt string").coalesce(1)
-scored = [row[0] for row in rows.select(udf("prompt")).collect()]
-json.dump([loaded, scored], open({str(tmp_path / "result.json")!r}, "w"))
-"""
-    )
-    subprocess.run([sys.executable, str(script)], check=True, cwd=tmp_path, capture_output=True)
-    loaded, scored = json.loads((tmp_path / "result.json").read_text())
-    joke = "Why should you never trust an atom? Because they make up everything!"
-    assert loaded == [joke]
-    assert scored == [joke, ""]

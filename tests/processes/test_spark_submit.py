@@ -1,0 +1,95 @@
+"""jobs/score_batch.py under pyspark's own spark-submit, on a cluster of one machine."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pandas as pd
+import pyspark
+import pytest
+
+from phi3_batch.scoring.session import delta_package
+from tests.conftest import REPOSITORY, SAMPLE_DATA, Sample
+from tests.worker_log import WORKER_SITE, engine_loads
+
+SPARK_HOME = Path(pyspark.__file__).parent
+CORES = 2
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[str]:
+    """A standalone master and a worker of two cores, as processes of their own; gives the URL."""
+    environment = os.environ | {"SPARK_LOCAL_IP": "127.0.0.1", "SPARK_NO_DAEMONIZE": "1"}
+    spark_class = [str(SPARK_HOME / "bin" / "spark-class")]
+    log = tmp_path / "master.log"
+
+    def start(role: str, *arguments: str) -> subprocess.Popen[bytes]:
+        command = [*spark_class, f"org.apache.spark.deploy.{role}", "--host", "127.0.0.1"]
+        with log.open("ab") as out:
+            return subprocess.Popen([*command, *arguments], env=environment, stderr=out)
+
+    def await_line(pattern: str) -> str:
+        deadline = time.monotonic() + 60
+        while not (found := re.search(pattern, log.read_text())):
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.2)
+        return found.group()
+
+    processes = [start("master.Master", "--port", "0", "--webui-port", "0")]
+    try:
+        url = await_line(r"spark://127\.0\.0\.1:\d+")
+        options = ("--cores", str(CORES), "--memory", "2g", "--webui-port", "0")
+        processes.append(start("worker.Worker", *options, "--work-dir", str(tmp_path), url))
+        await_line("Successfully registered with master")
+        yield url
+    finally:
+        for process in reversed(processes):
+            process.terminate()
+            process.wait()
+
+
+def test_on_a_standalone_cluster(
+    cluster: str,
+    model_uri: str,
+    environment: dict[str, str],
+    samples: list[Sample],
+    read: Callable[[Path], pd.DataFrame],
+    tmp_path: Path,
+) -> None:
+    output, worker_log = tmp_path / "out", tmp_path / "workers.log"
+    settings = {
+        "spark.executor.cores": CORES,
+        "spark.executor.memory": "1g",
+        "spark.driver.host": "127.0.0.1",
+        # a cluster's executors have an environment of their own
+        "spark.executorEnv.WORKER_LOG": worker_log,
+        "spark.executorEnv.PYTHONPATH": WORKER_SITE,
+    }
+    command = [
+        str(Path(sys.executable).with_name("spark-submit")),
+        *("--master", cluster, "--packages", delta_package()),
+        *(part for setting in settings.items() for part in ("--conf", "{}={}".format(*setting))),
+        str(REPOSITORY / "jobs" / "score_batch.py"),
+        *("--model", model_uri, "--output", str(output)),
+        *("--input", str(SAMPLE_DATA / "prompts.jsonl")),
+    ]
+    pythons = dict.fromkeys(("PYSPARK_PYTHON", "PYSPARK_DRIVER_PYTHON"), sys.executable)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment | pythons, capture_output=True, text=True
+    )
+
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "scored      335 rows" in done.stdout
+    completions = read(output)
+    assert dict(zip(completions["id"], completions["completion"], strict=True)) == {
+        sample.id: sample.answer for sample in samples
+    }
+    # two would mean two tasks at a time, each with its own copy of the weights
+    assert len(engine_loads(worker_log)) == 1
+    # at its own log level, Spark would show the beginnings of completions
+    beginnings = [sample.answer[:20] for sample in samples if len(sample.answer) > 20]
+    assert not any(text in done.stdout + done.stderr for text in beginnings)
