@@ -207,9 +207,15 @@ def _one_line(error: Exception) -> str | None:
     if isinstance(error, Phi3BatchError):
         return str(error)
     from mlflow.exceptions import MlflowException
+    from py4j.protocol import Py4JError
+    from pyspark.errors import PySparkException
+
+    from phi3_batch.scoring.tables import first_line
 
     if isinstance(error, MlflowException):  # a store that does not answer, a name it refuses
-        return f"MLflow: {str(error).partition(chr(10))[0]}"
+        return f"MLflow: {first_line(error)}"
+    if isinstance(error, PySparkException | Py4JError):  # a file that has gone, a full disk
+        return f"Spark: {first_line(error)}"
     return None
 
 

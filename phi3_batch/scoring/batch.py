@@ -115,7 +115,7 @@ def plan_scoring(spark: SparkSession, options: ScoreOptions) -> ScoringPlan:
         InvalidModelError: the model cannot be had, or is no model of prompts.
         InvalidParameterError: a generation parameter is out of range or unknown to the model.
     """
-    GenerationParams(**options.generation)
+    GenerationParams(**options.generation)  # raises for a value out of range
     table = tables.open_input(spark, options.input)
     _check_prompt_column(table, options.column)
     kept = _kept_fields(table.rows.schema, options.keep)

@@ -67,6 +67,13 @@ def test_a_folder_of_something_else(
     assert fails_with(f"{tmp_path}/plain").startswith(f"no Delta table at {tmp_path}/plain")
 
 
+def test_a_table_whose_files_are_gone(fails_with: FailsWith, write_prompts: WritePrompts) -> None:
+    table = write_prompts([SPAIN])
+    for file in Path(table).glob("*.parquet"):
+        file.unlink()
+    assert fails_with(table).startswith("Spark: ")
+
+
 def test_no_such_column(fails_with: FailsWith, source: str) -> None:
     said = fails_with(source, "--column", "question")
     assert "has no column 'question', its columns are id, prompt;" in said
