@@ -303,7 +303,7 @@ def _why(error: Exception) -> str:
     text = str(error)
     if ours := re.search(r"phi3_batch\.errors\.\w+: (.+)", text):
         return ours.group(1)
-    if "length of output in Scalar iterator pandas UDF" in text:
+    if "[RESULT_ROWS_MISMATCH]" in text or "[OUTPUT_EXCEEDS_INPUT_ROWS]" in text:
         return "the model returned another number of results than rows"
     if "Python worker exited unexpectedly" in text:
         return "a Python worker died while the model ran (out of memory, perhaps)"

@@ -111,6 +111,27 @@ def test_a_model_that_miscounts_is_refused(
     assert not output.exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("forgetful", "the model returned another number of results than rows"),
+        ("dying", "a Python worker died while the model ran (out of memory, perhaps)"),
+    ],
+)
+def test_a_model_that_fails_only_in_larger_batches_ends_the_job(
+    name: str,
+    reason: str,
+    store: Path,
+    write_prompts: WritePrompts,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    prompts = [f"prompt {number}" for number in range(30)]
+    assert score(log(name), write_prompts(prompts), str(tmp_path / "out")) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == f"error: {reason}; the output is as it was"
+
+
 def test_a_model_that_raises_ends_the_job_in_one_line_and_leaves_the_output(
     store: Path,
     model_uri: str,

@@ -6,7 +6,7 @@ from mlflow.pyfunc.model import PythonModel
 
 class FirstOnly(PythonModel):
     def predict(self, context, model_input, params=None):
-        return f"you said: {model_input['prompt'].iloc[0]}"
+        return f"you said: {model_input['prompt'][0]}"
 
 
 set_model(FirstOnly())
