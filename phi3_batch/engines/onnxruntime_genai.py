@@ -33,7 +33,7 @@ class OnnxRuntimeGenAIEngine(Engine):
     Args:
         folder: the model.
         threads: defaults to :func:`~phi3_batch.engines.threads.thread_count`. The runtime's own
-            default is half as fast.
+            default is slower.
         keep_prefix: whether the KV cache of a shared prefix is kept from one request to the next;
             off, every request starts from nothing (to measure what it is worth).
 

@@ -67,7 +67,7 @@ class ScoringPlan:
         rows: how many there are.
         refused: how many of them no model will see, by error code.
         tasks: how many Spark tasks score them.
-        columns: names of the output's columns.
+        kept: names of the input columns that go into the output.
     """
 
     options: ScoreOptions
@@ -76,7 +76,12 @@ class ScoringPlan:
     rows: int
     refused: Mapping[str, int]
     tasks: int
-    columns: tuple[str, ...]
+    kept: tuple[str, ...]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the output's columns."""
+        return (*self.kept, *schema.OUTPUT.fieldNames())
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +145,7 @@ def plan_scoring(spark: SparkSession, options: ScoreOptions) -> ScoringPlan:
         rows=to_score + sum(counts.values()),
         refused={code: count for code, count in counts.items() if code is not None},
         tasks=max(-(-to_score // _ROWS_PER_TASK), min(to_score, session.task_slots(spark)), 1),
-        columns=tuple(columns.fieldNames()),
+        kept=tuple(kept.fieldNames()),
     )
 
 
@@ -174,7 +179,7 @@ def run_scoring(
 
 def _score(spark: SparkSession, plan: ScoringPlan, run_id: str) -> DataFrame:
     options = plan.options
-    kept = [_named(field.name) for field in _kept_fields(plan.input.rows.schema, options.keep)]
+    kept = [_named(name) for name in plan.kept]
     rows = plan.input.rows.withColumn(_CODE, _refusal(options.column))
     udf, read_result = result_columns(spark, plan.model, _named(options.column))
 

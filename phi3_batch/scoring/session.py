@@ -32,9 +32,6 @@ _DEFAULTS = {
 _APP_NAME = "phi3-batch"
 _PROGRESS_INTERVAL_S = 0.5
 
-# where the log of the Spark that this process started goes, for error messages to point at
-_log_file: Path | None = None
-
 
 def get_session() -> SparkSession:
     """The session to score with.
@@ -54,11 +51,6 @@ def get_session() -> SparkSession:
         session = _local_session()
     _check_delta(session)
     return session
-
-
-def log_file() -> Path | None:
-    """Where the log of a Spark started here is; None when somebody else started it."""
-    return _log_file
 
 
 def task_slots(spark: SparkSession) -> int:
@@ -150,7 +142,6 @@ def settings_to_add(given: Mapping[str, str]) -> dict[str, str]:
 
 
 def _local_session() -> SparkSession:
-    global _log_file
     check_java()
     cores = len(os.sched_getaffinity(0))
     builder = SparkSession.builder.appName(_APP_NAME).master(f"local[{cores}]")
@@ -158,12 +149,11 @@ def _local_session() -> SparkSession:
         builder = builder.config(key, value)
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     handle, name = tempfile.mkstemp(prefix="phi3-batch-spark-", suffix=".log")
-    _log_file = Path(name)
     try:
         with _stderr_to(handle):  # the JVM inherits it: Ivy's report and Spark's log go there
             return configure_spark_with_delta_pip(builder).getOrCreate()
     except PySparkRuntimeError as error:
-        raise EnvironmentProblemError(_why_not_started(_log_file)) from error
+        raise EnvironmentProblemError(_why_not_started(Path(name))) from error
     finally:
         os.close(handle)
 

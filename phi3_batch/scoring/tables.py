@@ -237,7 +237,7 @@ def _one_line_errors(what: str) -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    """What a Spark or JVM error says, without its stack and its SQL state."""
+    """What an error of Spark, the JVM or MLflow says, without its stack and its SQL state."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if lines and lines[0].startswith("An error occurred while calling") and len(lines) > 1:
         return lines[1].removeprefix(": ")

@@ -21,6 +21,7 @@ from pyspark.sql import functions as F
 
 from phi3_batch.errors import InvalidModelError, InvalidParameterError
 from phi3_batch.scoring import schema
+from phi3_batch.scoring.tables import first_line
 
 PROMPT_INPUT = "prompt"
 USAGE_PARAM = "usage"
@@ -162,7 +163,7 @@ def _find(uri: str) -> ModelInfo:
         return mlflow.models.get_model_info(uri)
     except (MlflowException, OSError) as error:
         raise InvalidModelError(
-            f"no model {uri} in {mlflow.get_registry_uri()}: {_first_line(error)}"
+            f"no model {uri} in {mlflow.get_registry_uri()}: {first_line(error)}"
         ) from error
 
 
@@ -185,7 +186,7 @@ def _load(uri: str, resolved_uri: str) -> PyFuncModel:
             model: PyFuncModel = mlflow.pyfunc.load_model(resolved_uri)
             return model
     except Exception as error:  # a model's own code may raise anything
-        raise InvalidModelError(f"{uri} cannot be loaded: {_first_line(error)}") from error
+        raise InvalidModelError(f"{uri} cannot be loaded: {first_line(error)}") from error
 
 
 def _pilot(
@@ -242,7 +243,3 @@ def _quiet_about_local_environment() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__
