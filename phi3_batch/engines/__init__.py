@@ -2,6 +2,8 @@
 
 from phi3_batch.engines.base import Engine
 from phi3_batch.engines.cache import get_engine
+from phi3_batch.engines.checkpoint import Checkpoint
+from phi3_batch.engines.files import Manifest
 from phi3_batch.engines.model_folder import ModelFolder
 
-__all__ = ["Engine", "ModelFolder", "get_engine"]
+__all__ = ["Checkpoint", "Engine", "Manifest", "ModelFolder", "get_engine"]

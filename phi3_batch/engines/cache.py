@@ -10,7 +10,9 @@ import threading
 import time
 
 from phi3_batch.engines.base import Engine
-from phi3_batch.engines.model_folder import Manifest, ModelFolder
+from phi3_batch.engines.checkpoint import Checkpoint
+from phi3_batch.engines.files import Manifest
+from phi3_batch.engines.model_folder import ModelFolder
 from phi3_batch.errors import EngineError
 
 _logger = logging.getLogger(__name__)
@@ -18,13 +20,14 @@ _lock = threading.Lock()
 _loaded: tuple[str, Engine] | None = None
 
 
-def get_engine(folder: ModelFolder, manifest: Manifest) -> Engine:
+def get_engine(folder: ModelFolder | Checkpoint, manifest: Manifest) -> Engine:
     """The engine of this process for a model, loaded when it is not the one loaded last.
 
     Only the last one is kept: two copies of the weights would be one too many on an executor.
 
     Args:
-        folder: where the model's files are now.
+        folder: where the model's files are now. An ONNX build is run by onnxruntime-genai, a
+            checkpoint by transformers.
         manifest: the digests of its files, as taken when the model was logged.
 
     Raises:
@@ -41,8 +44,18 @@ def get_engine(folder: ModelFolder, manifest: Manifest) -> Engine:
         return _loaded[1]
 
 
-def _create_engine(folder: ModelFolder) -> Engine:
-    try:  # here, so that a model can be logged and looked at where no runtime is installed
+def _create_engine(folder: ModelFolder | Checkpoint) -> Engine:
+    # imported here, so that a model can be logged and looked at where no runtime is installed
+    if isinstance(folder, Checkpoint):
+        try:
+            from phi3_batch.engines.transformers import TransformersEngine
+        except ImportError as error:
+            raise EngineError(
+                "a pipeline model needs torch and transformers:"
+                f" pip install 'phi3-batch[pipeline]' ({error})"
+            ) from error
+        return TransformersEngine(folder)
+    try:
         from phi3_batch.engines.onnxruntime_genai import OnnxRuntimeGenAIEngine
     except ImportError as error:
         raise EngineError(f"onnxruntime-genai cannot be imported ({error})") from error

@@ -4,22 +4,20 @@ A folder is checked once, in the place where the user names it, so that a wrong 
 line there and not a failure in a runtime on an executor.
 """
 
-import hashlib
 import json
 import mmap
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from phi3_batch.engines.files import Manifest, require_file
 from phi3_batch.errors import InvalidModelError
 
 _MODEL_TYPE = "phi3"
 _CONFIG = "genai_config.json"
 _TOKENIZER = "tokenizer.json"
-_LFS_POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,27 +30,6 @@ class Quantization:
 
     def __str__(self) -> str:
         return f"int{self.bits}-block-{self.block_size}-acc-level-{self.accuracy_level}"
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """Name, size in bytes and SHA-256 of each file that makes the model."""
-
-    files: Mapping[str, tuple[int, str]]
-
-    @cached_property
-    def digest(self) -> str:
-        """SHA-256 over the whole: the same for the same model, wherever it lies."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()
-
-    def to_json(self) -> str:
-        """The form in which it travels with a logged model."""
-        return json.dumps(self.files, sort_keys=True)
-
-    @classmethod
-    def from_json(cls, text: str) -> "Manifest":
-        """Read what :meth:`to_json` wrote."""
-        return cls({name: (size, sha256) for name, (size, sha256) in json.loads(text).items()})
 
 
 @dataclass(frozen=True)
@@ -82,6 +59,11 @@ class ModelFolder:
         """The architecture's name in genai_config.json."""
         return _MODEL_TYPE
 
+    @property
+    def precision(self) -> str:
+        """How the weights are stored."""
+        return str(self.quantization)
+
     @classmethod
     def open(cls, path: str | Path) -> "ModelFolder":
         """Check a folder and read what it says of itself.
@@ -101,10 +83,10 @@ class ModelFolder:
             )
         graph = str(model["decoder"]["filename"])
         for name in (graph, _TOKENIZER):
-            _require_file(path, name)
+            require_file(path, name)
         quantization, data_files = _read_graph(path / graph)
         for name in data_files:
-            _require_file(path, name)
+            require_file(path, name)
         return cls(
             path=path,
             context_length=model["context_length"],
@@ -117,27 +99,7 @@ class ModelFolder:
 
     def read_manifest(self) -> Manifest:
         """Digest every file; takes seconds for gigabytes."""
-        files = {}
-        for name in self.files:
-            with (self.path / name).open("rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            files[name] = (self.path / name).stat().st_size, sha256
-        return Manifest(files)
-
-    def check_sizes(self, manifest: Manifest) -> None:
-        """Compare with the manifest by size, which is quick and finds copies cut short.
-
-        Raises:
-            InvalidModelError: a file is missing or has another size.
-        """
-        for name, (size, _) in manifest.files.items():
-            _require_file(self.path, name)
-            found = (self.path / name).stat().st_size
-            if found != size:
-                raise InvalidModelError(
-                    f"{self.path / name} has {found} bytes, {size} when it was logged:"
-                    " the copy is damaged"
-                )
+        return Manifest.of(self.path, self.files)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -147,7 +109,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         builds = sorted(str(found.parent) for found in nearby)
         hint = f"; did you mean {builds[0]}?" if builds else ": it is not an ONNX build of Phi-3"
         raise InvalidModelError(f"{path} has no {_CONFIG}{hint}")
-    _require_file(path, _CONFIG)
+    require_file(path, _CONFIG)
     try:
         config: dict[str, Any] = json.loads((path / _CONFIG).read_text(encoding="utf-8"))
         model = config["model"]
@@ -165,19 +127,6 @@ def _read_config(path: Path) -> dict[str, Any]:
 def _end_token_ids(model: dict[str, Any]) -> list[int]:
     ids = model["eos_token_id"]
     return ids if isinstance(ids, list) else [ids]
-
-
-def _require_file(path: Path, name: str) -> None:
-    file = path / name
-    if not file.is_file() or file.stat().st_size == 0:
-        raise InvalidModelError(
-            f"{path} has no {name}, or an empty one: the build or the download is incomplete"
-        )
-    with file.open("rb") as opened:
-        if opened.read(len(_LFS_POINTER)) == _LFS_POINTER:
-            raise InvalidModelError(
-                f"{file} is a git-LFS pointer, not the file: run 'git lfs pull' where it came from"
-            )
 
 
 def _read_graph(path: Path) -> tuple[Quantization, tuple[str, ...]]:

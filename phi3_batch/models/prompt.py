@@ -9,8 +9,7 @@ from typing import Any
 import pandas as pd
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
-from phi3_batch.engines import Engine, ModelFolder, get_engine
-from phi3_batch.engines.model_folder import Manifest
+from phi3_batch.engines import Engine, Manifest, ModelFolder, get_engine
 from phi3_batch.generation import Completion, GenerationParams, Request
 from phi3_batch.models.signatures import PROMPT_COLUMN, USAGE_PARAM
 from phi3_batch.text import find_text_error
@@ -45,7 +44,7 @@ class PromptModel(PythonModel):
         self._folder = ModelFolder.open(context.artifacts[MODEL_ARTIFACT])
         manifest = Path(context.artifacts[MANIFEST_ARTIFACT]).read_text(encoding="utf-8")
         self._manifest = Manifest.from_json(manifest)
-        self._folder.check_sizes(self._manifest)
+        self._manifest.check_sizes(self._folder.path)
 
     # MLflow makes a schema of any other type hint on model_input, and warns where there is none
     def predict(

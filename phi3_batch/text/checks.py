@@ -18,7 +18,7 @@ def find_text_error(text: object) -> RowError | None:
     Null is ``null_prompt``; nothing but white space is ``empty_prompt``; what is no string, has
     control characters or is no valid Unicode (a lone surrogate) is ``invalid_text``.
     """
-    if _is_null(text):
+    if is_null(text):
         return RowError(RowErrorCode.NULL_PROMPT, "the prompt is null")
     if not isinstance(text, str):
         return RowError(
@@ -26,6 +26,14 @@ def find_text_error(text: object) -> RowError | None:
         )
     if not text.strip():
         return RowError(RowErrorCode.EMPTY_PROMPT, "the prompt is empty or only white space")
+    return find_character_error(text)
+
+
+def find_character_error(text: str) -> RowError | None:
+    """Say which character keeps a string, empty or not, from being text, or None when none does.
+
+    A control character or a lone surrogate is ``invalid_text``.
+    """
     if found := _CONTROL_CHARACTER.search(text):
         return RowError(
             RowErrorCode.INVALID_TEXT,
@@ -41,7 +49,7 @@ def find_text_error(text: object) -> RowError | None:
     return None
 
 
-def _is_null(value: object) -> bool:
+def is_null(value: object) -> bool:
     """Whether a value is a null in any form that pandas gives it: None, NaN or pandas.NA."""
     if isinstance(value, float):
         return math.isnan(value)

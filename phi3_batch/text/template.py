@@ -40,6 +40,9 @@ class ChatTemplate:
         self._role_tokens = {role: f"<|{role}|>" for role in ROLES}
         for token in (*self._role_tokens.values(), "<|end|>"):
             tokenizer.control_token(token)
+        # what the tokenizer puts before any text: `<s>` in the first builds of Phi-3-mini, whose
+        # templates have it too, and nothing in later ones
+        self._opening = tokenizer.encode_prompt("")
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """Encode a chat, with the opening of the assistant's answer at its end.
@@ -47,7 +50,7 @@ class ChatTemplate:
         Control tokens come from the template alone: content that spells one is encoded as
         ordinary characters.
         """
-        ids: list[int] = []
+        ids = list(self._opening)
         for message in messages:
             ids += self._encode_after(self._role_tokens[message.role], message.content)
             ids += self._encode_after("<|end|>", "")

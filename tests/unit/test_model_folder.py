@@ -3,8 +3,8 @@ import shutil
 
 import pytest
 
-from phi3_batch.engines import ModelFolder
-from phi3_batch.engines.model_folder import Manifest, Quantization
+from phi3_batch.engines import Manifest, ModelFolder
+from phi3_batch.engines.model_folder import Quantization
 from phi3_batch.errors import InvalidModelError
 
 FILES = ("genai_config.json", "tokenizer.json", "model.onnx", "model.onnx.data")
@@ -221,14 +221,14 @@ def test_a_digest_changes_with_any_byte(build, name):
 
 
 def test_a_whole_copy_passes_the_check_of_sizes(build, tiny_folder):
-    ModelFolder.open(build).check_sizes(tiny_folder.read_manifest())
+    tiny_folder.read_manifest().check_sizes(build)
 
 
 def test_a_copy_cut_short_is_found_by_its_size(build, tiny_folder):
     data = build / "model.onnx.data"
     data.write_bytes(data.read_bytes()[:1000])
     with pytest.raises(InvalidModelError) as error:
-        ModelFolder.open(build).check_sizes(tiny_folder.read_manifest())
+        tiny_folder.read_manifest().check_sizes(build)
     assert str(error.value) == (
         f"{data} has 1000 bytes, 2454272 when it was logged: the copy is damaged"
     )
@@ -239,7 +239,7 @@ def test_a_file_lost_since_it_was_logged_is_found(build):
     manifest = folder.read_manifest()
     (build / "tokenizer.json").unlink()
     with pytest.raises(InvalidModelError, match=r"has no tokenizer\.json"):
-        folder.check_sizes(manifest)
+        manifest.check_sizes(build)
 
 
 def test_the_manifest_is_plain_json(build):

@@ -1,0 +1,135 @@
+"""The model on disk: a Phi-3 checkpoint, as transformers writes it.
+
+It is what the model builder makes ONNX builds of, and what a transformers pipeline runs.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from phi3_batch.engines.files import Manifest, require_file
+from phi3_batch.errors import InvalidModelError
+
+_MODEL_TYPE = "phi3"
+_CONFIG = "config.json"
+_GENERATION_CONFIG = "generation_config.json"
+_TOKENIZER = "tokenizer.json"
+_WEIGHTS = "model.safetensors"
+_WEIGHTS_INDEX = "model.safetensors.index.json"
+
+_DAMAGE = (AttributeError, KeyError, TypeError, ValueError)  # when JSON is not as expected
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checked checkpoint folder.
+
+    Attributes:
+        path: the folder.
+        context_length: tokens of prompt and completion together. A LongRoPE model (128k) counts
+            with its short factors alone: beyond them its keys would have to be computed anew.
+        vocab_size: size of the logits, the tokenizer's vocabulary and padding.
+        end_token_ids: tokens that end a completion.
+        dtype: of the stored weights, ``bfloat16`` and the like.
+        files: names of the files that make the model, relative to ``path``.
+    """
+
+    path: Path
+    context_length: int
+    vocab_size: int
+    end_token_ids: tuple[int, ...]
+    dtype: str
+    files: tuple[str, ...]
+
+    @property
+    def model_type(self) -> str:
+        """The architecture's name in config.json."""
+        return _MODEL_TYPE
+
+    @property
+    def precision(self) -> str:
+        """How the weights are stored."""
+        return self.dtype
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Checkpoint":
+        """Check a folder and read what it says of itself.
+
+        Raises:
+            InvalidModelError: files are missing or are git-LFS pointers, or the model is of
+                another type.
+        """
+        path = Path(path)
+        if not path.is_dir():
+            raise InvalidModelError(f"no folder {path}: give the folder of a Phi-3 checkpoint")
+        if not (path / _CONFIG).is_file():
+            raise InvalidModelError(f"{path} has no {_CONFIG}: it is not a Phi-3 checkpoint")
+        config = _read_json(path, _CONFIG)
+        if config.get("model_type") != _MODEL_TYPE:
+            raise InvalidModelError(
+                f"{path} holds a model of type {config.get('model_type')!r}, not {_MODEL_TYPE!r}"
+            )
+        require_file(path, _TOKENIZER)
+        optional = [_GENERATION_CONFIG] if (path / _GENERATION_CONFIG).is_file() else []
+        generation = _read_json(path, _GENERATION_CONFIG) if optional else {}
+        try:
+            return cls(
+                path=path,
+                context_length=_context_length(config),
+                vocab_size=int(config["vocab_size"]),
+                end_token_ids=_end_token_ids(generation, config),
+                # transformers 4 called it torch_dtype
+                dtype=str(config.get("dtype") or config.get("torch_dtype") or "float32"),
+                files=(_CONFIG, *optional, _TOKENIZER, *_weight_files(path)),
+            )
+        except _DAMAGE as error:
+            raise _damaged(path / _CONFIG, error) from error
+
+    def read_manifest(self) -> Manifest:
+        """Digest every file; takes seconds for gigabytes."""
+        return Manifest.of(self.path, self.files)
+
+
+def _read_json(path: Path, name: str) -> dict[str, Any]:
+    require_file(path, name)
+    try:
+        content = json.loads((path / name).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InvalidModelError(f"{path / name} is damaged: {error}") from error
+    if not isinstance(content, dict):
+        raise InvalidModelError(f"{path / name} is damaged: it is no JSON object")
+    return content
+
+
+def _damaged(file: Path, error: Exception) -> InvalidModelError:
+    return InvalidModelError(f"{file} is damaged: {type(error).__name__} {error}")
+
+
+def _end_token_ids(generation: dict[str, Any], config: dict[str, Any]) -> tuple[int, ...]:
+    # config.json names one, generation_config.json all that end an answer
+    ids = generation.get("eos_token_id") or config["eos_token_id"]
+    return (ids,) if isinstance(ids, int) else tuple(int(token_id) for token_id in ids)
+
+
+def _context_length(config: dict[str, Any]) -> int:
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    if kind == "default":
+        return int(config["max_position_embeddings"])
+    return int(config["original_max_position_embeddings"])
+
+
+def _weight_files(path: Path) -> tuple[str, ...]:
+    # where there are both, it is the one file that transformers loads
+    if (path / _WEIGHTS).is_file() or not (path / _WEIGHTS_INDEX).is_file():
+        require_file(path, _WEIGHTS)
+        return (_WEIGHTS,)
+    index = _read_json(path, _WEIGHTS_INDEX)
+    try:
+        shards = sorted({str(name) for name in index["weight_map"].values()})
+    except _DAMAGE as error:
+        raise _damaged(path / _WEIGHTS_INDEX, error) from error
+    for name in shards:
+        require_file(path, name)
+    return (_WEIGHTS_INDEX, *shards)

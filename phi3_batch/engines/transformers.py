@@ -1,0 +1,199 @@
+"""The engine for checkpoints as they are: torch and transformers, several requests at a time.
+
+A step of the model reads all of its weights, and that is what a step costs: so requests are
+decoded in batches, and each step serves all of them. Choosing tokens is ours, as in the other
+engines: the rows of a batch may have parameters of their own, and leave it when they are done.
+"""
+
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from numpy.typing import NDArray
+
+from phi3_batch.engines.base import CompletionBuilder, Engine
+from phi3_batch.engines.checkpoint import Checkpoint
+from phi3_batch.engines.sampling import choose_token
+from phi3_batch.engines.threads import thread_count
+from phi3_batch.errors import EngineError, RowErrorCode
+from phi3_batch.generation import Completion, GenerationParams, Request
+from phi3_batch.text import Tokenizer
+
+# Rows x (longest prompt + most new tokens) of a batch. A token's keys and values are 0.8 MB at
+# Phi-3-mini's size (32 layers x 2 x 3072 values x 4 bytes): 6.4 GB beside 15.3 GB of weights.
+_BATCH_TOKENS = 8192
+
+# Whatever the weights are stored as. In 16 bits a row's logits depend on who shares its batch: of
+# 64 greedy answers to random tokens 16 came out other than alone in bfloat16, 2 in float16, none in
+# float32. It is also the one type that every processor is quick at: without instructions of its
+# own, reading a prompt takes 7 times as long in bfloat16 and 18 times in float16.
+_DTYPE = torch.float32
+
+
+class TransformersEngine(Engine):
+    """Runs a Phi-3 checkpoint with transformers, on the CPU and in float32.
+
+    Args:
+        checkpoint: the model.
+        threads: of torch, for the whole process; defaults to
+            :func:`~phi3_batch.engines.threads.thread_count`.
+        batch_rows: the most requests to decode together.
+
+    Raises:
+        EngineError: transformers cannot load the model.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, *, threads: int | None = None, batch_rows: int = 16
+    ) -> None:
+        self.name = f"transformers {transformers.__version__}"
+        self.tokenizer = Tokenizer(checkpoint.path / "tokenizer.json")
+        self.context_length = checkpoint.context_length
+        self.vocab_size = checkpoint.vocab_size
+        self._end_token_ids = frozenset(checkpoint.end_token_ids)
+        self._batch_rows = batch_rows
+        # two threads of a serving process would want the memory of two batches
+        self._lock = threading.Lock()
+        torch.set_num_threads(threads or thread_count())
+        try:
+            self._model = _load(checkpoint)
+        except Exception as error:  # of transformers, safetensors, torch or the file system
+            raise EngineError(
+                f"{self.name} cannot load {checkpoint.path}: {_first_line(error)}"
+            ) from error
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        """Answer requests in batches of similar length."""
+        completions = [self.find_request_error(request) for request in requests]
+        sound = [i for i, refused in enumerate(completions) if refused is None]
+        with self._lock, torch.inference_mode():
+            for batch in self._make_batches(requests, sound):
+                answers = self._answer([requests[index] for index in batch])
+                for index, answer in zip(batch, answers, strict=True):
+                    completions[index] = answer
+        return [completion for completion in completions if completion is not None]
+
+    def _make_batches(
+        self, requests: Sequence[Request], indexes: Iterable[int]
+    ) -> Iterator[list[int]]:
+        """Part requests, by their indexes, into batches that need little padding."""
+        sizes = {
+            i: (len(requests[i].prompt_ids), self.max_new_tokens(requests[i])) for i in indexes
+        }
+        batch: list[int] = []
+        for index in sorted(sizes, key=sizes.__getitem__):
+            prompt, _ = sizes[index]  # the longest so far: they are sorted
+            rows = [*batch, index]
+            tokens = len(rows) * (prompt + max(sizes[i][1] for i in rows))
+            if batch and (len(rows) > self._batch_rows or tokens > _BATCH_TOKENS):
+                yield batch
+                rows = [index]
+            batch = rows
+        if batch:
+            yield batch
+
+    def _answer(self, requests: list[Request]) -> list[Completion]:
+        try:
+            return self._decode(requests)
+        except Exception as error:  # whatever torch raises must cost one request alone
+            if len(requests) == 1:
+                message = f"{self.name}: {_first_line(error)}"
+                length = len(requests[0].prompt_ids)
+                return [Completion.failed(RowErrorCode.ENGINE_ERROR, message, length)]
+        # after the handler: in it, the error would still hold the memory of the failed batch
+        return [self._answer([request])[0] for request in requests]
+
+    def _decode(self, requests: list[Request]) -> list[Completion]:
+        rows = [self._start(request) for request in requests]
+        ids, mask = _pad_left([request.prompt_ids for request in requests])
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        cache = transformers.DynamicCache(config=self._model.config)
+        going = rows
+        while True:
+            output = self._model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            logits = output.logits[:, -1].numpy()
+            tokens = [row.choose(of_row) for row, of_row in zip(going, logits, strict=True)]
+            kept = [i for i, token in enumerate(tokens) if token is not None]
+            if not kept:
+                return [row.builder.build() for row in rows]
+            if len(kept) < len(going):
+                going = [going[i] for i in kept]
+                mask, positions = mask[kept], positions[kept]
+                cache.batch_select_indices(torch.tensor(kept))
+            ids = torch.tensor([[tokens[i]] for i in kept])
+            mask = torch.cat([mask, mask.new_ones(len(kept), 1)], dim=1)
+            positions = positions[:, -1:] + 1
+
+    def _start(self, request: Request) -> "_Row":
+        max_tokens = self.max_new_tokens(request)
+        builder = CompletionBuilder(request, self.tokenizer, self._end_token_ids, max_tokens)
+        return _Row(builder, request.params, np.random.default_rng(request.params.seed))
+
+
+@dataclass
+class _Row:
+    """A request while it is answered."""
+
+    builder: CompletionBuilder
+    params: GenerationParams
+    rng: np.random.Generator
+
+    def choose(self, logits: NDArray[np.float32]) -> int | None:
+        """Choose the next token; None when the completion is over."""
+        token_id = choose_token(logits, self.params, self.rng)
+        return token_id if self.builder.add(token_id) else None
+
+
+def _pad_left(prompts: Sequence[tuple[int, ...]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask, both of shape ``(rows, longest prompt)``; the mask is 0 where there is none."""
+    width = max(len(prompt) for prompt in prompts)
+    ids = torch.tensor([[0] * (width - len(prompt)) + [*prompt] for prompt in prompts])
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    return ids, mask
+
+
+def _load(checkpoint: Checkpoint) -> Any:
+    loader: Any = transformers.Phi3ForCausalLM  # its types know of one result only
+    with quiet_transformers():
+        model, info = loader.from_pretrained(
+            checkpoint.path,
+            dtype=_DTYPE,
+            local_files_only=True,
+            use_safetensors=True,  # the other format can run code
+            output_loading_info=True,
+        )
+    if missing := sorted(info["missing_keys"]):  # transformers makes random weights of them
+        raise EngineError(f"the weights lack {missing[0]} and {len(missing) - 1} more")
+    return model.eval()
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep progress bars and advice off the standard error; only as long as a model loads."""
+    logging: Any = transformers.utils.logging
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _first_line(error: Exception) -> str:
+    # torch's messages speak of shapes and sizes, never of text: it is given ids alone
+    return str(error).partition("\n")[0][:200] or type(error).__name__
