@@ -31,8 +31,9 @@ END_ID = VOCABULARY - 1
 def build(target: Path) -> None:
     """Write the int4 build to ``target``, by way of a checkpoint in a temporary folder."""
     import torch
-    from onnxruntime_genai.models.builder import create_model, parse_extra_options
     from transformers import Phi3Config, Phi3ForCausalLM
+
+    from phi3_batch.build import build_int4
 
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
@@ -55,10 +56,7 @@ def build(target: Path) -> None:
         Phi3ForCausalLM(config).save_pretrained(checkpoint)
         for file in TOKENIZER.glob("tokenizer*"):
             shutil.copy(file, checkpoint)
-        where = ("", str(checkpoint), str(built), "int4", "cpu", scratch)
-        options = ["algo_config=rtn", "block_size=32", "accuracy_level=4"]
-        create_model(*where, **parse_extra_options(*where, options))
-        shutil.copy(TOKENIZER / "tokenizer.json", built)
+        build_int4(checkpoint, built)
         _never_end(built / "genai_config.json")
         target.parent.mkdir(exist_ok=True)
         shutil.move(built, target)

@@ -3,8 +3,8 @@
     python tools/train_tiny_phi3.py
 
 Trains a tokenizer and a four-layer Phi-3 that knows the answers of questions.jsonl by heart,
-saves it as a float16 checkpoint (sample_data/phi3-tiny), exports it with onnxruntime-genai's
-model builder (sample_data/phi3-tiny-int4) and writes the same rows as prompts.jsonl and
+saves it as a float16 checkpoint (sample_data/phi3-tiny), builds its int4 form with
+phi3_batch.build (sample_data/phi3-tiny-int4) and writes the same rows as prompts.jsonl and
 chats.jsonl. Everything is built and verified in a temporary folder: the committed files are
 replaced only when every answer is exact in both forms, and the exit code is 1 otherwise.
 """
@@ -23,10 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import onnx_ir
 import onnxruntime_genai as og
 import torch
-from onnxruntime_genai.models.builder import create_model, parse_extra_options
 from tokenizers import (
     AddedToken,
     Regex,
@@ -40,6 +38,9 @@ from tokenizers import (
 from torch import nn
 from torch.nn.utils import parametrize
 from transformers import AutoTokenizer, GenerationConfig, Phi3Config, Phi3ForCausalLM
+
+from phi3_batch.build import build_int4
+from phi3_batch.errors import Phi3BatchError
 
 SAMPLE_DATA = Path(__file__).resolve().parent.parent / "sample_data"
 QUESTIONS = "questions.jsonl"
@@ -109,14 +110,6 @@ LOG_EVERY_STEPS = 100
 
 QUANTISATION_BITS = 4
 QUANTISATION_BLOCK = 32
-QUANTISATION_OPTIONS = (
-    "algo_config=rtn",
-    f"block_size={QUANTISATION_BLOCK}",
-    "accuracy_level=4",
-    # onnxruntime-genai 0.18.0 would size the cache for Phi-3's sliding window of 2,047 tokens
-    # while the graph attends to everything: prompts longer than that would fail.
-    "windowed_kv_cache=false",
-)
 MAX_NEW_TOKENS = 160
 LONG_PROMPT_TOKENS = CONTEXT_LENGTH - MAX_NEW_TOKENS
 VERIFICATION_BATCH = 48
@@ -425,40 +418,6 @@ def save_checkpoint(model: Phi3ForCausalLM, tokenizer: Tokenizer, folder: Path) 
     save_tokenizer(tokenizer, folder)
 
 
-def export_int4(checkpoint: Path, folder: Path, cache: Path) -> None:
-    """Run the model builder; the tokenizer files are the checkpoint's own, byte for byte.
-
-    The builder would save what transformers makes of the tokenizer, which differs from one
-    release of transformers to the next.
-    """
-    where = ("", str(checkpoint), str(folder), "int4", "cpu", str(cache))
-    create_model(*where, **parse_extra_options(*where, list(QUANTISATION_OPTIONS)))
-    for leftover in folder.glob("*token*"):
-        leftover.unlink()
-    (folder / "chat_template.jinja").unlink(missing_ok=True)
-    for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
-        shutil.copyfile(checkpoint / name, folder / name)
-
-
-def check_graph(folder: Path, model: Phi3ForCausalLM) -> None:
-    """Every linear weight of the model is in the graph as int4, each layer with its attention."""
-    nodes = list(onnx_ir.load(folder / "model.onnx").graph)
-    quantised = [node for node in nodes if node.op_type == "MatMulNBits"]
-    in_graph = sum(
-        node.attributes["K"].as_int() * node.attributes["N"].as_int() for node in quantised
-    )
-    in_model = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
-    require(in_graph == in_model, f"{in_graph} int4 weights in the graph, {in_model} in the model")
-    attention = sum(node.op_type == "GroupQueryAttention" for node in nodes)
-    require(attention == LAYERS, f"{attention} attention nodes in the graph for {LAYERS} layers")
-    for node in quantised:
-        bits, block = (node.attributes[key].as_int() for key in ("bits", "block_size"))
-        require(
-            (bits, block) == (QUANTISATION_BITS, QUANTISATION_BLOCK),
-            f"{node.name}: {bits} bits in blocks of {block}",
-        )
-
-
 def check_genai_config(folder: Path, model: Phi3ForCausalLM) -> None:
     """Check what the builder made of context length, vocabulary and end tokens."""
     config = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))["model"]
@@ -597,6 +556,7 @@ def build(questions: Sequence[Question], folder: Path, steps: int, threads: int)
     """Build and verify everything in `folder`.
 
     Raises:
+        Phi3BatchError: the checkpoint could not be built into its int4 form.
         VerificationError: an answer is not exact, or a file is not what it should be.
     """
     checkpoint, int4 = folder / CHECKPOINT, folder / INT4
@@ -608,8 +568,7 @@ def build(questions: Sequence[Question], folder: Path, steps: int, threads: int)
     train(model, examples, steps)
     save_checkpoint(model, tokenizer, checkpoint)
     check_tokenizer(tokenizer, checkpoint, questions)
-    export_int4(checkpoint, int4, folder / "cache")
-    check_graph(int4, model)
+    build_int4(checkpoint, int4, block_size=QUANTISATION_BLOCK)
     check_genai_config(int4, model)
     wrong_fp = verify_checkpoint(checkpoint, examples, end)
     say(f"checkpoint, float32: {len(questions) - len(wrong_fp)} of {len(questions)} exact")
@@ -641,7 +600,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="train-tiny-phi3-") as temporary:
         try:
             build(questions, Path(temporary), options.steps, options.threads)
-        except VerificationError as error:
+        except (Phi3BatchError, VerificationError) as error:
             print(f"not replaced: {error}", file=sys.stderr)
             return 1
         move_into_place(Path(temporary), options.sample_data)
