@@ -38,6 +38,10 @@ class ScoringError(Phi3BatchError):
     """The Spark job ended before the output was committed."""
 
 
+class PromotionError(Phi3BatchError):
+    """A model version failed its smoke score; its alias is where it was."""
+
+
 class RowErrorCode(StrEnum):
     """Why one row has no completion: the ``code`` of the output table's ``error`` column."""
 

@@ -2,23 +2,21 @@
 
 import contextlib
 import tempfile
-from importlib.metadata import version
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import mlflow
 from mlflow.models.model import ModelInfo
 
-import phi3_batch
-from phi3_batch.engines import ModelFolder
-from phi3_batch.engines.model_folder import Manifest
+from phi3_batch.engines import Checkpoint, Manifest, ModelFolder
 from phi3_batch.errors import InvalidParameterError
-from phi3_batch.models.prompt import MANIFEST_ARTIFACT, MODEL_ARTIFACT
-from phi3_batch.models.signatures import PROMPT_COLUMN, prompt_signature
+from phi3_batch.models.chat import chat_config
+from phi3_batch.models.forms import Form, chat_form, pipeline_form, prompt_form
+from phi3_batch.models.pipeline import params_from_transformers
 
-# What the ONNX models import when they are loaded. torch is not among them, and must not be.
-_ONNX_REQUIREMENTS = ("mlflow", "onnxruntime-genai", "onnxruntime", "tokenizers", "pandas", "numpy")
-
-_INPUT_EXAMPLE = {PROMPT_COLUMN: "<|user|>\nWhat is the capital of Spain?<|end|>\n<|assistant|>\n"}
+if TYPE_CHECKING:
+    from transformers import Pipeline
 
 
 def log_prompt_model(
@@ -48,31 +46,119 @@ def log_prompt_model(
         InvalidModelError: the folder is not an int4 ONNX build of Phi-3.
         InvalidParameterError: an alias without a name to register under.
     """
+    _check_alias(alias, registered_model_name)
+    folder = ModelFolder.open(model_dir)
+    with _run(name):
+        return _log(prompt_form(params=params), folder, name, registered_model_name, alias)
+
+
+def log_chat_model(
+    model_dir: str | Path,
+    *,
+    name: str = "phi3-chat",
+    registered_model_name: str | None = None,
+    alias: str | None = None,
+    model_config: Mapping[str, Any] | None = None,
+) -> ModelInfo:
+    """Log an int4 ONNX build of Phi-3 as a model that answers chats.
+
+    Logs into the active MLflow run, or into one of its own.
+
+    Args:
+        model_dir: folder of the build, with genai_config.json and the .onnx files.
+        name: of the logged model, and what its completions have as ``model``.
+        registered_model_name: also registers a version under this name.
+        alias: also gives that version this alias, as in ``models:/NAME@ALIAS``.
+        model_config: parameters of :class:`~phi3_batch.generation.GenerationParams` for rows that
+            do not give their own, such as ``{"max_tokens": 60, "top_p": 0.9}``.
+
+    Returns:
+        MLflow's ModelInfo; ``.model_uri`` is what ``load_model`` and ``spark_udf`` take.
+
+    Raises:
+        InvalidModelError: the folder is not an int4 ONNX build of Phi-3.
+        InvalidParameterError: an alias without a name to register under, or a parameter that is
+            unknown or out of range.
+    """
+    _check_alias(alias, registered_model_name)
+    folder = ModelFolder.open(model_dir)
+    config = chat_config(name, model_config or {})
+    with _run(name):
+        return _log(chat_form(), folder, name, registered_model_name, alias, config)
+
+
+def log_pipeline_model(
+    model: "str | Path | Pipeline",
+    *,
+    name: str = "phi3-pipeline",
+    registered_model_name: str | None = None,
+    alias: str | None = None,
+    model_config: Mapping[str, Any] | None = None,
+) -> ModelInfo:
+    """Log a Phi-3 checkpoint as a transformers text-generation pipeline that answers chats.
+
+    Two models are logged into one run. The plain one, by ``mlflow.transformers.log_model`` with
+    task ``llm/v1/chat``, is for ``mlflow.transformers.load_model``; its name ends with
+    ``-transformers``. The other has the same weights and works under ``spark_udf`` too, with the
+    chat model's inputs and outputs: it is the one that is registered and returned.
+
+    Args:
+        model: folder of the checkpoint, or a text-generation pipeline.
+        name: of the logged model, and what its completions have as ``model``.
+        registered_model_name: also registers a version under this name.
+        alias: also gives that version this alias, as in ``models:/NAME@ALIAS``.
+        model_config: generation parameters in transformers' names (``max_new_tokens``,
+            ``temperature``, ``do_sample`` …) for rows that do not give their own.
+
+    Returns:
+        MLflow's ModelInfo of the second model.
+
+    Raises:
+        InvalidModelError: the folder is not a Phi-3 checkpoint.
+        InvalidParameterError: an alias without a name to register under, or a model_config that
+            the model cannot follow.
+        EnvironmentProblemError: torch or transformers is not installed.
+    """
+    from phi3_batch.models import transformers_flavor
+
+    _check_alias(alias, registered_model_name)
+    transformers_config = dict(model_config or {})
+    config = chat_config(name, params_from_transformers(transformers_config))
+    with tempfile.TemporaryDirectory() as scratch:
+        checkpoint, pipeline = transformers_flavor.open_pipeline(model, Path(scratch))
+        with _run(name):
+            transformers_flavor.log(pipeline, f"{name}-transformers", transformers_config)
+            return _log(pipeline_form(), checkpoint, name, registered_model_name, alias, config)
+
+
+def _check_alias(alias: str | None, registered_model_name: str | None) -> None:
     if alias and not registered_model_name:
         raise InvalidParameterError("an alias needs a registered model name to belong to")
-    folder = ModelFolder.open(model_dir)
+
+
+def _run(name: str) -> contextlib.AbstractContextManager[object]:
+    """The active MLflow run, or one of its own."""
+    if mlflow.active_run():
+        return contextlib.nullcontext()
+    return mlflow.start_run(run_name=f"log {name}")
+
+
+def _log(
+    form: Form,
+    folder: ModelFolder | Checkpoint,
+    name: str,
+    registered_model_name: str | None,
+    alias: str | None,
+    model_config: dict[str, Any] | None = None,
+) -> ModelInfo:
     manifest = folder.read_manifest()
-    run = mlflow.active_run()
-    with (
-        contextlib.nullcontext(run) if run else mlflow.start_run(run_name=f"log {name}"),
-        tempfile.TemporaryDirectory() as scratch,
-    ):
-        manifest_file = Path(scratch, "manifest.json")
-        manifest_file.write_text(manifest.to_json(), encoding="utf-8")
-        mlflow.log_params(_describe(folder, manifest))
+    mlflow.log_params(_describe(folder, manifest))
+    with form.arguments(folder, manifest) as arguments:
         info: ModelInfo = mlflow.pyfunc.log_model(
             name=name,
-            python_model=str(Path(__file__).with_name("prompt_code.py")),
-            artifacts={
-                MODEL_ARTIFACT: str(folder.path),
-                MANIFEST_ARTIFACT: str(manifest_file),
-            },
-            code_paths=[str(Path(phi3_batch.__file__).parent)],
-            signature=prompt_signature(params=params),
-            input_example=_INPUT_EXAMPLE,
-            pip_requirements=[f"{package}=={version(package)}" for package in _ONNX_REQUIREMENTS],
-            metadata={"phi3_batch": phi3_batch.__version__},
             registered_model_name=registered_model_name,
+            model_config=model_config,
+            **arguments,
         )
     if alias and registered_model_name:
         mlflow.MlflowClient().set_registered_model_alias(
@@ -81,12 +167,12 @@ def log_prompt_model(
     return info
 
 
-def _describe(folder: ModelFolder, manifest: Manifest) -> dict[str, object]:
+def _describe(folder: ModelFolder | Checkpoint, manifest: Manifest) -> dict[str, object]:
     return {
         "model_type": folder.model_type,
-        "precision": str(folder.quantization),
+        "precision": folder.precision,
         "context_length": folder.context_length,
         "vocab_size": folder.vocab_size,
-        "size_mb": round(sum(size for size, _ in manifest.files.values()) / 1e6, 1),
+        "size_mb": round(manifest.size_bytes / 1e6, 1),
         **{f"sha256 {name}": sha256 for name, (_, sha256) in manifest.files.items()},
     }

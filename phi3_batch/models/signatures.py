@@ -2,11 +2,13 @@
 
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+from mlflow.types.schema import Array, Object, Property
 
 from phi3_batch.generation import GenerationParams
 
 PROMPT_COLUMN = "prompt"
 USAGE_PARAM = "usage"
+MESSAGES_COLUMN = "messages"
 
 
 def prompt_signature(*, params: bool = True) -> ModelSignature:
@@ -35,4 +37,45 @@ def _prompt_params() -> ParamSchema:
             ParamSpec("seed", DataType.long, defaults.seed),
             ParamSpec(USAGE_PARAM, DataType.boolean, False),
         ]
+    )
+
+
+def chat_signature() -> ModelSignature:
+    """The signature of the chat and the pipeline model, that of MLflow's task ``llm/v1/chat``.
+
+    In the form that MLflow 2.10 gave it; today's MLflow adds tools and more to its own, which
+    Phi-3 knows nothing of.
+    """
+    message = [
+        Property("role", DataType.string),
+        Property("content", DataType.string),
+        Property("name", DataType.string, required=False),
+    ]
+    choice = [
+        Property("index", DataType.long),
+        Property("finish_reason", DataType.string),
+        Property("message", Object(message)),
+    ]
+    counts = ("prompt_tokens", "completion_tokens", "total_tokens")
+    return ModelSignature(
+        inputs=Schema(
+            [
+                ColSpec(Array(Object(message)), MESSAGES_COLUMN),
+                ColSpec(DataType.double, "temperature", required=False),
+                ColSpec(DataType.long, "max_tokens", required=False),
+                ColSpec(Array(DataType.string), "stop", required=False),
+                ColSpec(DataType.long, "n", required=False),
+                ColSpec(DataType.boolean, "stream", required=False),
+            ]
+        ),
+        outputs=Schema(
+            [
+                ColSpec(DataType.string, "id"),
+                ColSpec(DataType.string, "object"),
+                ColSpec(DataType.long, "created"),
+                ColSpec(DataType.string, "model"),
+                ColSpec(Array(Object(choice)), "choices"),
+                ColSpec(Object([Property(name, DataType.long) for name in counts]), "usage"),
+            ]
+        ),
     )

@@ -57,7 +57,7 @@ def test_the_run_says_what_the_model_is(logged, client, tiny_folder):
 def test_the_requirements_are_pinned_and_have_no_torch(files):
     assert (files / "requirements.txt").read_text(encoding="utf-8").split() == [
         f"{name}=={version(name)}"
-        for name in ("mlflow", "onnxruntime-genai", "onnxruntime", "tokenizers", "pandas", "numpy")
+        for name in ("mlflow", "tokenizers", "pandas", "numpy", "onnxruntime-genai", "onnxruntime")
     ]
 
 

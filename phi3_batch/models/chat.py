@@ -1,0 +1,156 @@
+"""The chat model: ONNX int4, messages in, chat completions out."""
+
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
+
+from phi3_batch.engines import Checkpoint, Manifest, ModelFolder, get_engine
+from phi3_batch.generation import Completion, GenerationParams, RowError, Usage
+from phi3_batch.models.chats import Chat, parse_chat, parse_params
+from phi3_batch.models.prompt import MANIFEST_ARTIFACT, MODEL_ARTIFACT
+from phi3_batch.text import ChatTemplate
+
+# Beside the generation parameters in MLflow's model_config: what completions call the model.
+MODEL_NAME_CONFIG = "model"
+
+_Answer = tuple[str, list[dict[str, Any]], dict[str, int]]
+
+
+class ChatModel(PythonModel):
+    """Answers chats, each row with its own parameters.
+
+    Control tokens come from the chat template alone: content that spells one is text.
+
+    Loading checks the files; the weights are read at the first predict, once in a process.
+    """
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Check that the model's files are all there.
+
+        Raises:
+            InvalidModelError: a file is missing or damaged.
+            InvalidParameterError: model_config has a parameter that is out of range.
+        """
+        self._folder = self._open_folder(context)
+        manifest = Path(context.artifacts[MANIFEST_ARTIFACT]).read_text(encoding="utf-8")
+        self._manifest = Manifest.from_json(manifest)
+        self._manifest.check_sizes(self._folder.path)
+        config = dict(context.model_config or {})
+        self._model_name = str(config.pop(MODEL_NAME_CONFIG, ""))
+        self._defaults = parse_params(config, GenerationParams())
+
+    def _open_folder(self, context: PythonModelContext) -> ModelFolder | Checkpoint:
+        return ModelFolder.open(context.artifacts[MODEL_ARTIFACT])
+
+    # MLflow makes a schema of any other type hint on model_input, and warns where there is none
+    def predict(
+        self,
+        context: PythonModelContext | None,
+        model_input: pd.DataFrame,
+        params: Mapping[str, Any] | None = None,
+    ) -> list[dict[str, Any]]:
+        """Answer every chat, in the order given.
+
+        Args:
+            context: unused; what it holds was read when the model was loaded.
+            model_input: a DataFrame with a column ``messages`` and, where wanted, ``temperature``,
+                ``max_tokens``, ``stop``, ``n`` and ``stream``. MLflow makes one of a dict with
+                these keys; called without MLflow in between, a dict or a list of them will do.
+            params: none are known; MLflow passes an empty dict.
+
+        Returns:
+            A chat completion for each row: ``id``, ``object``, ``created`` (seconds since 1970),
+            ``model``, ``choices`` and ``usage``. A row that could not be answered has the object
+            ``error`` and one choice without content, whose finish_reason is the error code and
+            message, as in ``invalid_messages: message 2 has no content``.
+
+        Raises:
+            EngineError: the runtime cannot load the model.
+        """
+        engine = get_engine(self._folder, self._manifest)
+        template = ChatTemplate(engine.tokenizer)
+        chats = [parse_chat(row, self._defaults) for row in _rows(model_input)]
+        requests = [
+            chat.requests(template.encode(chat.messages)) if isinstance(chat, Chat) else []
+            for chat in chats
+        ]
+        completions = iter(engine.generate([request for group in requests for request in group]))
+        created = int(time.time())
+        answers = [
+            _answer(chat, list(islice(completions, len(group))))
+            for chat, group in zip(chats, requests, strict=True)
+        ]
+        return [
+            {
+                "id": f"chatcmpl-{uuid.uuid4()}",
+                "object": kind,
+                "created": created,
+                "model": self._model_name,
+                "choices": choices,
+                "usage": usage,
+            }
+            for kind, choices, usage in answers
+        ]
+
+
+def chat_config(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """MLflow's model_config for a chat model.
+
+    Args:
+        name: what completions call the model.
+        params: of :class:`~phi3_batch.generation.GenerationParams`, for rows that give none.
+
+    Raises:
+        InvalidParameterError: a parameter is unknown or out of range.
+    """
+    parse_params(params, GenerationParams())
+    return {**params, MODEL_NAME_CONFIG: name}
+
+
+def _rows(model_input: Any) -> list[Mapping[str, Any]]:
+    if isinstance(model_input, pd.DataFrame):
+        return model_input.to_dict("records")  # type: ignore[return-value]  # names are strings
+    return [model_input] if isinstance(model_input, Mapping) else list(model_input)
+
+
+def _answer(chat: Chat | RowError, answers: Sequence[Completion]) -> _Answer:
+    """Object, choices and usage of a row's completion."""
+    if isinstance(chat, RowError):
+        return _failure(chat, Usage())
+    for answer in answers:
+        if answer.error:
+            return _failure(answer.error, answer.usage)
+    if chat.params.greedy:
+        answers = [*answers] * chat.choices
+    generated = sum(answer.usage.completion_tokens for answer in answers)
+    choices = [
+        _choice(index, answer.finish_reason or "", answer.text)
+        for index, answer in enumerate(answers)
+    ]
+    return "chat.completion", choices, _usage(Usage(answers[0].usage.prompt_tokens, generated))
+
+
+def _failure(error: RowError, usage: Usage) -> _Answer:
+    # A choice all the same: choices[0] of no choices fails a whole Spark job
+    choices = [_choice(0, f"{error.code.value}: {error.message}", "")]
+    return "error", choices, _usage(usage)
+
+
+def _choice(index: int, finish_reason: str, content: str) -> dict[str, Any]:
+    # `name` is in the signature, and MLflow's spark_udf fails where a key of it is missing
+    message = {"role": "assistant", "content": content, "name": None}
+    return {"index": index, "finish_reason": finish_reason, "message": message}
+
+
+def _usage(usage: Usage) -> dict[str, int]:
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+    }

@@ -1,0 +1,141 @@
+"""One row of a chat model: from what the caller gave to messages and parameters."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+
+from phi3_batch.errors import InvalidParameterError, RowErrorCode
+from phi3_batch.generation import GenerationParams, Request, RowError
+from phi3_batch.text import ROLES, Message, find_character_error, is_null
+
+# As many as OpenAI's API takes: a row that asks for a million would hold up all others.
+MOST_CHOICES = 128
+
+_GENERATION_FIELDS = tuple(field.name for field in fields(GenerationParams))
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """A chat to answer.
+
+    Attributes:
+        messages: its turns, the last one not the assistant's.
+        params: how to answer; of the row, else the model's defaults.
+        choices: how many answers to give, the ``n`` of the row.
+    """
+
+    messages: tuple[Message, ...]
+    params: GenerationParams
+    choices: int = 1
+
+    def requests(self, prompt_ids: Sequence[int]) -> list[Request]:
+        """What the engine has to answer: greedy choices are equal and asked for once.
+
+        Sampled choices have seeds of their own, counted up from the chat's.
+        """
+        prompt = tuple(prompt_ids)
+        if self.params.greedy:
+            return [Request(prompt, self.params)]
+        seeds = range(self.params.seed, self.params.seed + self.choices)
+        return [Request(prompt, replace(self.params, seed=seed)) for seed in seeds]
+
+
+def parse_chat(row: Mapping[str, Any], defaults: GenerationParams) -> Chat | RowError:
+    """Read a row with ``messages`` and optional parameters, or say what is wrong with it.
+
+    Null, NaN and a missing key all mean "not given", because that is how MLflow, pandas and Spark
+    write it in turn. A message's ``name`` is ignored: Phi-3's template has no place for it.
+    """
+    given = {name: _plain(value) for name, value in row.items() if not is_null(value)}
+    messages = _parse_messages(given.get("messages"))
+    if isinstance(messages, RowError):
+        return messages
+    if given.get("stream"):
+        return _invalid_parameter("stream has no meaning in a batch: leave it out or give false")
+    choices = _whole(given.get("n", 1))
+    if not isinstance(choices, int) or not 1 <= choices <= MOST_CHOICES:
+        return _invalid_parameter(f"n must be a whole number from 1 to {MOST_CHOICES}")
+    options = {name: value for name, value in given.items() if name in _GENERATION_FIELDS}
+    try:
+        return Chat(messages, parse_params(options, defaults), choices)
+    except InvalidParameterError as error:
+        return _invalid_parameter(str(error))
+
+
+def parse_params(options: Mapping[str, Any], defaults: GenerationParams) -> GenerationParams:
+    """Generation parameters from JSON-like values, and the defaults for what is not given.
+
+    Raises:
+        InvalidParameterError: a value is of the wrong type or out of range, or there is no
+            parameter of that name.
+    """
+    values: dict[str, Any] = {}
+    for name, value in options.items():
+        if name not in _GENERATION_FIELDS:
+            raise InvalidParameterError(
+                f"there is no generation parameter {name!r}, but {', '.join(_GENERATION_FIELDS)}"
+            )
+        if name == "stop":
+            values[name] = tuple(value) if isinstance(value, list | tuple) else value
+        else:
+            values[name] = value if name in ("temperature", "top_p") else _whole(value)
+    return replace(defaults, **values)
+
+
+def _parse_messages(messages: Any) -> tuple[Message, ...] | RowError:
+    if messages is None:
+        return RowError(RowErrorCode.NULL_PROMPT, "the messages are null")
+    if not isinstance(messages, list | tuple):
+        return _invalid_messages(f"messages is a {type(messages).__name__}, not a list")
+    if not messages:
+        return _invalid_messages("the list of messages is empty")
+    parsed = []
+    for number, message in enumerate(messages, start=1):
+        turn = _parse_message(number, message)
+        if isinstance(turn, RowError):
+            return turn
+        parsed.append(turn)
+    if parsed[-1].role == "assistant":
+        return _invalid_messages("the last message is the assistant's: there is nothing to answer")
+    if not parsed[-1].content.strip():
+        return RowError(RowErrorCode.EMPTY_PROMPT, "the last message is empty or only white space")
+    return tuple(parsed)
+
+
+def _parse_message(number: int, message: Any) -> Message | RowError:
+    if not isinstance(message, Mapping):
+        return _invalid_messages(f"message {number} has no role and content")
+    role, content = message.get("role"), message.get("content")
+    if role not in ROLES:  # not quoted: it may be anything that stood in the table
+        return _invalid_messages(f"message {number} has a role other than {', '.join(ROLES)}")
+    if is_null(content):
+        return _invalid_messages(f"message {number} has no content")
+    if not isinstance(content, str):
+        return _invalid_messages(
+            f"the content of message {number} is a {type(content).__name__}, not a string"
+        )
+    if error := find_character_error(content):
+        return RowError(error.code, f"message {number}: {error.message}")
+    return Message(role, content)
+
+
+def _plain(value: Any) -> Any:
+    """A value without numpy, in which Spark's Arrow batches arrive."""
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _whole(value: Any) -> Any:
+    """60.0 as 60: a column of whole numbers with gaps is one of floats in pandas."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _invalid_messages(message: str) -> RowError:
+    return RowError(RowErrorCode.INVALID_MESSAGES, message)
+
+
+def _invalid_parameter(message: str) -> RowError:
+    return RowError(RowErrorCode.INVALID_PARAMETER, message)

@@ -1,0 +1,109 @@
+"""The forms in which a model folder is logged: prompt, chat and pipeline model."""
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from mlflow.models import ModelSignature
+
+import phi3_batch
+from phi3_batch.engines import Checkpoint, Manifest, ModelFolder
+from phi3_batch.models.pipeline import CHECKPOINT_ARTIFACT
+from phi3_batch.models.prompt import MANIFEST_ARTIFACT, MODEL_ARTIFACT
+from phi3_batch.models.signatures import (
+    MESSAGES_COLUMN,
+    PROMPT_COLUMN,
+    chat_signature,
+    prompt_signature,
+)
+
+CHAT_TASK = "llm/v1/chat"
+
+# What the models import when they are loaded. torch is not among the ONNX models', and must not be.
+_PACKAGES = ("mlflow", "tokenizers", "pandas", "numpy")
+_ONNX_PACKAGES = (*_PACKAGES, "onnxruntime-genai", "onnxruntime")
+_PIPELINE_PACKAGES = (*_PACKAGES, "torch", "transformers")
+
+_PROMPT_EXAMPLE = {PROMPT_COLUMN: "<|user|>\nWhat is the capital of Spain?<|end|>\n<|assistant|>\n"}
+_CHAT_EXAMPLE = {
+    MESSAGES_COLUMN: [{"role": "user", "content": "What is the capital of Spain?"}],
+    "temperature": 0.0,
+    "max_tokens": 60,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What MLflow needs to know of a model beside its weights.
+
+    Attributes:
+        code_file: the models-from-code file beside this one.
+        artifact: under which the model folder is stored.
+        packages: what the model imports.
+        signature: of its predict.
+        input_example: one call of it.
+        task: in the model's metadata, where MLflow has a name for it.
+    """
+
+    code_file: str
+    artifact: str
+    packages: tuple[str, ...]
+    signature: ModelSignature
+    input_example: dict[str, Any]
+    task: str | None = None
+
+    @property
+    def requirements(self) -> list[str]:
+        """The packages, pinned to the versions that are installed."""
+        return [f"{name}=={version(name)}" for name in self.packages]
+
+    @contextlib.contextmanager
+    def arguments(
+        self, folder: ModelFolder | Checkpoint, manifest: Manifest
+    ) -> Iterator[dict[str, Any]]:
+        """Arguments of ``mlflow.pyfunc.log_model`` or ``save_model``, within the ``with`` block."""
+        metadata = {"phi3_batch": phi3_batch.__version__}
+        with tempfile.TemporaryDirectory() as scratch:
+            manifest_file = Path(scratch, "manifest.json")
+            manifest_file.write_text(manifest.to_json(), encoding="utf-8")
+            yield {
+                "python_model": str(Path(__file__).with_name(self.code_file)),
+                "artifacts": {
+                    self.artifact: str(folder.path),
+                    MANIFEST_ARTIFACT: str(manifest_file),
+                },
+                "code_paths": [str(Path(phi3_batch.__file__).parent)],
+                "signature": self.signature,
+                "input_example": self.input_example,
+                "pip_requirements": self.requirements,
+                "metadata": metadata | {"task": self.task} if self.task else metadata,
+            }
+
+
+def prompt_form(*, params: bool) -> Form:
+    """ONNX int4, raw prompts; ``params`` as in :func:`prompt_signature`."""
+    signature = prompt_signature(params=params)
+    return Form("prompt_code.py", MODEL_ARTIFACT, _ONNX_PACKAGES, signature, _PROMPT_EXAMPLE)
+
+
+def chat_form() -> Form:
+    """ONNX int4, chats."""
+    return Form(
+        "chat_code.py", MODEL_ARTIFACT, _ONNX_PACKAGES, chat_signature(), _CHAT_EXAMPLE, CHAT_TASK
+    )
+
+
+def pipeline_form() -> Form:
+    """A transformers checkpoint, chats."""
+    return Form(
+        "pipeline_code.py",
+        CHECKPOINT_ARTIFACT,
+        _PIPELINE_PACKAGES,
+        chat_signature(),
+        _CHAT_EXAMPLE,
+        CHAT_TASK,
+    )
