@@ -9,16 +9,29 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from phi3_batch.errors import Phi3BatchError as Phi3BatchError
+    from phi3_batch.inference import spark_udf as spark_udf
+    from phi3_batch.models.log import log_chat_model as log_chat_model
+    from phi3_batch.models.log import log_pipeline_model as log_pipeline_model
     from phi3_batch.models.log import log_prompt_model as log_prompt_model
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Phi3BatchError": "phi3_batch.errors",
+    "log_chat_model": "phi3_batch.models.log",
+    "log_pipeline_model": "phi3_batch.models.log",
     "log_prompt_model": "phi3_batch.models.log",
+    "spark_udf": "phi3_batch.inference",
 }
 
-__all__ = ["Phi3BatchError", "__version__", "log_prompt_model"]
+__all__ = [
+    "Phi3BatchError",
+    "__version__",
+    "log_chat_model",
+    "log_pipeline_model",
+    "log_prompt_model",
+    "spark_udf",
+]
 
 
 def __getattr__(name: str) -> Any:

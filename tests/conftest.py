@@ -11,6 +11,7 @@ from phi3_batch.engines import Engine, ModelFolder, get_engine
 REPOSITORY = Path(__file__).resolve().parent.parent
 SAMPLE_DATA = REPOSITORY / "sample_data"
 TINY_MODEL = SAMPLE_DATA / "phi3-tiny-int4"
+TINY_CHECKPOINT = SAMPLE_DATA / "phi3-tiny"
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,22 @@ class Sample:
 def samples() -> list[Sample]:
     lines = (SAMPLE_DATA / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
     return [Sample(**json.loads(line)) for line in lines]
+
+
+@dataclass(frozen=True)
+class ChatSample:
+    """A chat of chats.jsonl and the answer that the embedded model gives to it."""
+
+    id: str
+    language: str
+    messages: list[dict[str, str]]
+    answer: str
+
+
+@pytest.fixture(scope="session")
+def chat_samples() -> list[ChatSample]:
+    lines = (SAMPLE_DATA / "chats.jsonl").read_text(encoding="utf-8").splitlines()
+    return [ChatSample(**json.loads(line)) for line in lines]
 
 
 @pytest.fixture(scope="session")

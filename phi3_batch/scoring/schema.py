@@ -3,6 +3,7 @@
 from pyspark.sql import Column
 from pyspark.sql import functions as F
 from pyspark.sql.types import (
+    ArrayType,
     LongType,
     StringType,
     StructField,
@@ -27,33 +28,105 @@ USAGE_RESULT = StructType(
     ]
 )
 
-# What is written for each row, behind the columns it came with.
-OUTPUT = StructType(
+# What a chat model returns for each row, as in its signature. A row that it could not answer has
+# the object "error" and a choice whose finish_reason is "code: message".
+CHAT_COMPLETION = StructType(
     [
-        *USAGE_RESULT,
+        StructField("id", StringType()),
+        StructField("object", StringType()),
+        StructField("created", LongType()),
         StructField("model", StringType()),
-        StructField("run_id", StringType()),
-        StructField("scored_at", TimestampType()),
+        StructField(
+            "choices",
+            ArrayType(
+                StructType(
+                    [
+                        StructField("finish_reason", StringType()),
+                        StructField("index", LongType()),
+                        StructField(
+                            "message",
+                            StructType(
+                                [
+                                    StructField("content", StringType()),
+                                    StructField("name", StringType()),
+                                    StructField("role", StringType()),
+                                ]
+                            ),
+                        ),
+                    ]
+                )
+            ),
+        ),
+        StructField(
+            "usage",
+            StructType(
+                [
+                    StructField("completion_tokens", LongType()),
+                    StructField("prompt_tokens", LongType()),
+                    StructField("total_tokens", LongType()),
+                ]
+            ),
+        ),
     ]
 )
+
+_COUNTS = ("prompt_tokens", "completion_tokens", "total_tokens")
+
+# The whole completion object, where it is kept: a column of its own behind `error`.
+RESPONSE = "response"
+
+_ERROR_OBJECT = "error"
+
+
+def output_columns(*, keep_response: bool) -> StructType:
+    """What is written for each row, behind the columns it came with."""
+    return StructType(
+        [
+            *USAGE_RESULT,
+            *([StructField(RESPONSE, CHAT_COMPLETION)] if keep_response else []),
+            StructField("model", StringType()),
+            StructField("run_id", StringType()),
+            StructField("scored_at", TimestampType()),
+        ]
+    )
 
 
 def columns_from_usage(result: Column) -> dict[str, Column]:
     """Result columns from what a model with usage returned."""
     failed = result["error"]["code"] != ""
+    counts = {name: result[name] for name in _COUNTS}
+    answer = {"completion": result["completion"], "finish_reason": result["finish_reason"]}
+    return _unless_failed(failed, result["error"], counts, answer)
 
-    def unless_failed(column: Column) -> Column:
-        return F.when(~failed, column)
 
-    return {
-        "completion": unless_failed(result["completion"]),
-        "finish_reason": unless_failed(result["finish_reason"]),
-        # a prompt that was too long was still counted
-        "prompt_tokens": F.nullif(result["prompt_tokens"], F.lit(0).cast("long")),
-        "completion_tokens": unless_failed(result["completion_tokens"]),
-        "total_tokens": unless_failed(result["total_tokens"]),
-        "error": F.when(failed, result["error"]),
+def columns_from_chat(result: Column) -> dict[str, Column]:
+    """Result columns from a chat completion; its first choice is the completion."""
+    failed = result["object"] == _ERROR_OBJECT
+    choice = result["choices"][0]
+    code, message = (F.split(choice["finish_reason"], ": ", 2)[part] for part in (0, 1))
+    counts = {name: result["usage"][name] for name in _COUNTS}
+    answer = {
+        "completion": choice["message"]["content"],
+        "finish_reason": choice["finish_reason"],
+        RESPONSE: result,
     }
+    return _unless_failed(failed, error_struct(code, message), counts, answer)
+
+
+def failed_chat(error: Column) -> Column:
+    """What a chat model returns for a row with this error, a struct of code and message."""
+    no_name = F.lit(None).cast("string")
+    message = F.struct(F.lit("").alias("content"), no_name.alias("name"), F.lit("assistant"))
+    reason = F.concat_ws(": ", error["code"], error["message"])
+    zero = F.lit(0)
+    return F.struct(
+        F.concat(F.lit("chatcmpl-"), F.uuid()),
+        F.lit(_ERROR_OBJECT),
+        F.unix_timestamp(),
+        F.lit(""),
+        F.array(F.struct(reason, zero, message)),
+        F.struct(zero, zero, zero),
+    ).cast(CHAT_COMPLETION)
 
 
 def columns_from_text(text: Column) -> dict[str, Column]:
@@ -69,9 +142,9 @@ def columns_from_bare_text(text: Column) -> dict[str, Column]:
     return _nulls() | {"completion": F.when(~failed, text), "error": F.when(failed, error)}
 
 
-def columns_from_error(code: Column, message: Column) -> dict[str, Column]:
+def columns_from_error(error: Column) -> dict[str, Column]:
     """Result columns of a row that no model sees."""
-    return _nulls() | {"error": error_struct(code, message)}
+    return _nulls() | {"error": error.cast(_ERROR)}
 
 
 def error_struct(code: Column, message: Column) -> Column:
@@ -79,5 +152,17 @@ def error_struct(code: Column, message: Column) -> Column:
     return F.struct(code.alias("code"), message.alias("message"))
 
 
+def _unless_failed(
+    failed: Column, error: Column, counts: dict[str, Column], answer: dict[str, Column]
+) -> dict[str, Column]:
+    """Result columns of a model that says of each row whether it failed."""
+    # a prompt that was too long was still counted
+    prompt_tokens = F.nullif(counts["prompt_tokens"], F.lit(0).cast("long"))
+    of_answered = {name: F.when(~failed, column) for name, column in (counts | answer).items()}
+    error = F.when(failed, error)
+    return _nulls() | of_answered | {"prompt_tokens": prompt_tokens, "error": error}
+
+
 def _nulls() -> dict[str, Column]:
-    return {field.name: F.lit(None).cast(field.dataType) for field in USAGE_RESULT}
+    fields = [*USAGE_RESULT, StructField(RESPONSE, CHAT_COMPLETION)]
+    return {field.name: F.lit(None).cast(field.dataType) for field in fields}

@@ -1,131 +1,81 @@
-"""The model as Spark sees it: what it is, whether it can be scored, and its UDF.
+"""MLflow's UDF of a model, and how its result becomes columns."""
 
-The model's URI is the seam. Nothing here knows how a model answers; any MLflow pyfunc with an
-input ``prompt`` will do, ours or somebody else's.
-"""
-
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from enum import Enum
-from typing import Any
 
 import mlflow
-import pandas as pd
-from mlflow.exceptions import MlflowException
-from mlflow.models.model import ModelInfo
-from mlflow.pyfunc import PyFuncModel
 from pyspark.sql import Column, SparkSession
 from pyspark.sql import functions as F
+from pyspark.sql.types import StructType
 
-from phi3_batch.errors import InvalidModelError, InvalidParameterError
+from phi3_batch.errors import InvalidParameterError
 from phi3_batch.scoring import schema
-from phi3_batch.scoring.tables import first_line
-
-PROMPT_INPUT = "prompt"
-USAGE_PARAM = "usage"
+from phi3_batch.scoring.columns import named
+from phi3_batch.scoring.model import (
+    USAGE_PARAM,
+    ModelKind,
+    ScoringModel,
+    mlflow_params,
+    quiet_about_local_environment,
+)
+from phi3_batch.scoring.requests import MESSAGES_INPUT, RowRequests, chat_requests, with_stand_ins
 
 # An error of MLflow's schema enforcement quotes the data, unless this is set.
 _NO_DATA_IN_ERRORS = {"MLFLOW_DISABLE_SCHEMA_DETAILS": "true"}
 
-
-class ModelKind(Enum):
-    """How a model answers, and so how its UDF is called and its result read."""
-
-    USAGE = "completions with usage"
-    BARE = "completions only, logged without params"
-    TEXT = "completions only"
-    ONE_BY_ONE = "completions only, one row at a time"
-
-
-@dataclass(frozen=True, slots=True)
-class ScoringModel:
-    """A logged model that has shown that it can be scored.
-
-    Attributes:
-        uri: as the user gave it.
-        resolved_uri: of the very version, where ``uri`` is an alias: written beside each row.
-        kind: how it answers.
-        params: what its predict is called with.
-    """
-
-    uri: str
-    resolved_uri: str
-    kind: ModelKind
-    params: Mapping[str, Any]
-
-    @property
-    def counts_tokens(self) -> bool:
-        """Whether token counts come with the completions."""
-        return self.kind is ModelKind.USAGE
-
-    @property
-    def one_row_at_a_time(self) -> bool:
-        """Whether it answers only the first row of a batch."""
-        return self.kind is ModelKind.ONE_BY_ONE
-
-
-def open_model(
-    uri: str, options: Mapping[str, Any], pilot_prompts: Callable[[], Sequence[str]]
-) -> ScoringModel:
-    """Look a model up, load it on the driver, and find out how it answers.
-
-    Args:
-        uri: any that MLflow takes, ``models:/name@alias`` or ``runs:/...`` or a path.
-        options: the generation parameters that the user gave; the model's own defaults for others.
-        pilot_prompts: gives two prompts of the table; called for models that are not ours, whose
-            answers to them show how they take a batch.
-
-    Raises:
-        InvalidModelError: the model is not there, cannot be loaded, or is no model of prompts.
-        InvalidParameterError: the model has no parameter of an option's name.
-    """
-    resolved_uri = _resolve_alias(uri)
-    info = _find(resolved_uri)
-    _check_inputs(uri, info)
-    takes = info.signature.params if info.signature else None
-    known = [spec.name for spec in takes] if takes else []
-    unknown = [name for name in options if name not in known]
-    if unknown:
-        raise InvalidParameterError(
-            f"{uri} has no parameter {unknown[0]!r}, it takes {', '.join(known) or 'none at all'}"
-        )
-    model = _load(uri, resolved_uri)
-    if USAGE_PARAM in known:
-        params = {**options, USAGE_PARAM: True}
-        return ScoringModel(uri, resolved_uri, ModelKind.USAGE, params)
-    if "phi3_batch" in (info.metadata or {}):
-        return ScoringModel(uri, resolved_uri, ModelKind.BARE, options)
-    kind = _pilot(uri, model, pilot_prompts(), options)
-    return ScoringModel(uri, resolved_uri, kind, options)
+_RESULT_TYPES: dict[ModelKind, StructType | str] = {
+    ModelKind.CHAT: schema.CHAT_COMPLETION,
+    ModelKind.USAGE: schema.USAGE_RESULT,
+}
+_READERS: dict[ModelKind, Callable[[Column], dict[str, Column]]] = {
+    ModelKind.CHAT: schema.columns_from_chat,
+    ModelKind.USAGE: schema.columns_from_usage,
+    ModelKind.BARE: schema.columns_from_bare_text,
+    ModelKind.TEXT: schema.columns_from_text,
+    ModelKind.ONE_BY_ONE: schema.columns_from_text,
+}
 
 
 def result_columns(
-    spark: SparkSession, model: ScoringModel, prompt: Column
+    spark: SparkSession, model: ScoringModel, requests: RowRequests
 ) -> tuple[Column, Callable[[Column], dict[str, Column]]]:
-    """The model's UDF over a column of prompts, and how its result becomes output columns.
+    """The model's UDF over its inputs, and how its result becomes output columns.
 
     The two come apart because the result must be a column of its own first: Spark runs a UDF
     again for every expression that it is part of.
     """
-    with _quiet_about_local_environment():
-        udf = mlflow.pyfunc.spark_udf(
-            spark,
-            model.resolved_uri,
-            result_type=schema.USAGE_RESULT if model.counts_tokens else "string",
-            env_manager="local",
-            params=_mlflow_params(model.params),
-            extra_env=_NO_DATA_IN_ERRORS,
-        )
-    readers = {
-        ModelKind.USAGE: schema.columns_from_usage,
-        ModelKind.BARE: schema.columns_from_bare_text,
-        ModelKind.TEXT: schema.columns_from_text,
-        ModelKind.ONE_BY_ONE: schema.columns_from_text,
-    }
-    # in a struct the column has its name, which a model without signature would not see otherwise
-    return udf(F.struct(prompt.alias(PROMPT_INPUT))), readers[model.kind]
+    return _mlflow_udf(spark, model)(requests.struct()), _READERS[model.kind]
+
+
+def chat_udf(spark: SparkSession, model: ScoringModel) -> Callable[..., Column]:
+    """A function of columns that gives chat completions, whatever the rows hold.
+
+    MLflow's own UDF fails a whole batch for one null; this one fills nulls in, and keeps from the
+    model the rows that MLflow would refuse. They come out as what the model gives for a chat it
+    cannot answer: the object ``error``, with the reason as finish_reason.
+    """
+    udf = _mlflow_udf(spark, model)
+
+    def chat(messages: Column | str = MESSAGES_INPUT, **params: object) -> Column:
+        """Chat completions for a column of messages.
+
+        Args:
+            messages: array of structs (or maps) with role and content; a column or its name.
+            params: temperature, max_tokens, stop, n and stream: a column, a column's name, or a
+                value that holds for every row. Null means the model's default.
+        """
+        unknown = [name for name in params if name not in model.defaults]
+        if unknown:
+            raise InvalidParameterError(
+                f"a chat has no {unknown[0]!r}, but {', '.join(model.defaults)}"
+            )
+        columns = {name: _column(value) for name, value in params.items()}
+        asked = chat_requests(_column(messages), columns, model.defaults)
+        safe = with_stand_ins(asked, model.defaults)
+        failure = schema.failed_chat(asked.refusal)
+        return F.when(asked.refusal.isNull(), udf(safe.struct())).otherwise(failure)
+
+    return chat
 
 
 @contextmanager
@@ -146,100 +96,26 @@ def batches_for(spark: SparkSession, model: ScoringModel) -> Iterator[None]:
         spark.conf.set(setting, str(before))
 
 
-def _resolve_alias(uri: str) -> str:
-    """``models:/name@alias`` → ``models:/name/version``; any other URI as it is."""
-    if not uri.startswith("models:/") or "@" not in uri:
-        return uri
-    name, alias = uri.removeprefix("models:/").rsplit("@", 1)
-    try:
-        found = mlflow.MlflowClient().get_model_version_by_alias(name, alias)
-    except MlflowException as error:
-        raise InvalidModelError(f"no model {uri} in {mlflow.get_registry_uri()}") from error
-    return f"models:/{name}/{found.version}"
+def _mlflow_udf(spark: SparkSession, model: ScoringModel) -> Callable[[Column], Column]:
+    params = dict(model.params)
+    if model.kind is ModelKind.USAGE:
+        params[USAGE_PARAM] = True
+    with quiet_about_local_environment():
+        udf: Callable[[Column], Column] = mlflow.pyfunc.spark_udf(
+            spark,
+            model.served_uri,
+            result_type=_RESULT_TYPES.get(model.kind, "string"),
+            env_manager="local",
+            # a chat has its parameters among its inputs
+            params=None if model.takes_messages else mlflow_params(params),
+            extra_env=_NO_DATA_IN_ERRORS,
+        )
+    return udf
 
 
-def _find(uri: str) -> ModelInfo:
-    try:
-        return mlflow.models.get_model_info(uri)
-    except (MlflowException, OSError) as error:
-        raise InvalidModelError(
-            f"no model {uri} in {mlflow.get_registry_uri()}: {first_line(error)}"
-        ) from error
-
-
-def _check_inputs(uri: str, info: ModelInfo) -> None:
-    if "python_function" not in info.flavors:
-        raise InvalidModelError(f"{uri} is not a pyfunc, its flavors are {', '.join(info.flavors)}")
-    if info.signature is None:
-        return  # the pilot will show
-    inputs = info.signature.inputs
-    names = ", ".join(map(str, inputs.input_names()))
-    if PROMPT_INPUT not in inputs.input_names():
-        raise InvalidModelError(f"{uri} has no input {PROMPT_INPUT!r}, its inputs are {names}")
-    if inputs.required_input_names() != [PROMPT_INPUT]:
-        raise InvalidModelError(f"{uri} needs more inputs than {PROMPT_INPUT!r}: {names}")
-
-
-def _load(uri: str, resolved_uri: str) -> PyFuncModel:
-    try:
-        with _quiet_about_local_environment():
-            model: PyFuncModel = mlflow.pyfunc.load_model(resolved_uri)
-            return model
-    except Exception as error:  # a model's own code may raise anything
-        raise InvalidModelError(f"{uri} cannot be loaded: {first_line(error)}") from error
-
-
-def _pilot(
-    uri: str, model: PyFuncModel, prompts: Sequence[str], params: Mapping[str, Any]
-) -> ModelKind:
-    """Let a model that is not ours answer two rows, and see whether it answers both.
-
-    Tutorials write ``return answer(model_input["prompt"][0])``. In a batch such a model answers
-    the first row alone; in batches of one row it is right.
-    """
-    if not prompts:
-        return ModelKind.TEXT
-    pair = [prompts[0], prompts[-1]]
-    answers = _count_answers(uri, model, pair, params)
-    if answers == len(pair):
-        return ModelKind.TEXT
-    if answers == 1 and _count_answers(uri, model, pair[1:], params) == 1:
-        return ModelKind.ONE_BY_ONE
-    raise InvalidModelError(
-        f"{uri} gave {answers} results for {len(pair)} rows; its predict must return one string"
-        " for each row"
-    )
-
-
-def _count_answers(
-    uri: str, model: PyFuncModel, prompts: Sequence[str], params: Mapping[str, Any]
-) -> int:
-    try:
-        result = model.predict(pd.DataFrame({PROMPT_INPUT: prompts}), params=_mlflow_params(params))
-    except Exception as error:  # not its text, which may quote the prompt
-        raise InvalidModelError(
-            f"{uri} failed on a row of the table with {type(error).__name__}"
-        ) from error
-    return 1 if isinstance(result, str) else len(result)
-
-
-def _mlflow_params(params: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Parameters in the types that MLflow knows: lists, not tuples."""
-    return {
-        name: list(value) if isinstance(value, tuple) else value for name, value in params.items()
-    } or None
-
-
-@contextmanager
-def _quiet_about_local_environment() -> Iterator[None]:
-    """Without MLflow's warning that env_manager="local" uses the environment it runs in.
-
-    It is meant: one environment for the job, checked by ``phi3-batch doctor``.
-    """
-    logger = logging.getLogger("mlflow.pyfunc")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+def _column(value: object) -> Column:
+    if isinstance(value, Column):
+        return value
+    if isinstance(value, str):
+        return named(value)
+    return F.array(*map(F.lit, value)) if isinstance(value, list | tuple) else F.lit(value)

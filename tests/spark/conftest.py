@@ -6,11 +6,12 @@ from pathlib import Path
 
 import mlflow
 import pytest
+import transformers
 from pyspark.sql import DataFrame, SparkSession
 
-from phi3_batch.models.log import log_prompt_model
+from phi3_batch.models.log import log_chat_model, log_pipeline_model, log_prompt_model
 from phi3_batch.scoring.session import get_session
-from tests.conftest import TINY_MODEL, Sample
+from tests.conftest import TINY_CHECKPOINT, TINY_MODEL, Sample
 from tests.worker_log import WORKER_SITE
 
 REGISTERED = "phi3-tiny"
@@ -55,6 +56,36 @@ def model_uri(store: Path) -> str:
     """The prompt model over the embedded weights, registered, by its alias."""
     log_prompt_model(TINY_MODEL, registered_model_name=REGISTERED, alias="champion")
     return f"models:/{REGISTERED}@champion"
+
+
+@pytest.fixture(scope="session")
+def chat_uri(store: Path) -> str:
+    """The chat model over the embedded weights, registered, by its alias."""
+    log_chat_model(TINY_MODEL, registered_model_name="phi3-tiny-chat", alias="champion")
+    return "models:/phi3-tiny-chat@champion"
+
+
+@pytest.fixture(scope="session")
+def pipeline_uri(store: Path) -> str:
+    """The pipeline model of the embedded checkpoint, registered, by its version."""
+    info = log_pipeline_model(TINY_CHECKPOINT, registered_model_name="phi3-tiny-pipeline")
+    return f"models:/phi3-tiny-pipeline/{info.registered_model_version}"
+
+
+@pytest.fixture(scope="session")
+def plain_pipeline_uri(store: Path) -> str:
+    """The embedded checkpoint, as somebody logged it who had never heard of us."""
+    path = str(TINY_CHECKPOINT)
+    pipeline = transformers.pipeline("text-generation", model=path, tokenizer=path)
+    with mlflow.start_run():
+        info = mlflow.transformers.log_model(
+            pipeline,
+            name="plain",
+            task="llm/v1/chat",
+            model_config={"max_new_tokens": 200},
+            pip_requirements=["torch", "transformers"],
+        )
+    return info.model_uri
 
 
 @pytest.fixture

@@ -153,7 +153,7 @@ def test_a_model_that_takes_something_else(fails_with: FailsWith, source: str) -
         signature=signature,
     )
     said = fails_with(source, model=info.model_uri)
-    assert said == f"{info.model_uri} has no input 'prompt', its inputs are x"
+    assert said == f"{info.model_uri} has no input 'prompt' or 'messages', its inputs are x"
 
 
 def test_a_logged_model_that_is_no_pyfunc(
@@ -191,3 +191,78 @@ def test_parameters_that_the_model_has_not(fails_with: FailsWith, source: str) -
     bare = log_prompt_model(TINY_MODEL, params=False).model_uri
     said = fails_with(source, "--max-tokens", "5", model=bare)
     assert said == f"{bare} has no parameter 'max_tokens', it takes none at all"
+
+
+@pytest.fixture(scope="module")
+def chats(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A table of one chat and columns of many types."""
+    path = str(tmp_path_factory.mktemp("source") / "chats")
+    row = spark.sql(
+        "select array(struct('user' role, 'Hi' content)) messages, 'Spain' country,"
+        " array('x') words, 1.5D warmth, 3 most, array(struct('user' role, 7 content)) numbers"
+    )
+    row.write.format("delta").save(path)
+    return path
+
+
+def test_options_that_a_model_of_prompts_cannot_follow(
+    fails_with: FailsWith, source: str, model_uri: str
+) -> None:
+    said = fails_with(source, "--user-template", "{prompt}")
+    assert said == (
+        f"--user-template is for models of messages, and {model_uri} takes prompts: log the same"
+        " folder with phi3-batch log chat"
+    )
+    assert fails_with(source, "--param", "n=col:id").startswith("--param is for models of messages")
+    assert "--keep-response keeps chat completions" in fails_with(source, "--keep-response")
+    assert "has no parameter 'n', it takes max_tokens" in fails_with(source, "--n", "2")
+
+
+def test_options_that_a_model_of_chats_cannot_follow(
+    fails_with: FailsWith, chats: str, chat_uri: str
+) -> None:
+    def said(*options: str) -> str:
+        return fails_with(chats, *options, model=chat_uri)
+
+    assert "has no parameter 'top_p', it takes temperature, max_tokens" in said("--top-p", "0.5")
+    assert said("--n", "0") == "n must be 1 or above, not 0"
+    assert "--system goes with --user-template" in said("--system", "Be brief.")
+    assert "give one of them" in said("--column", "messages", "--user-template", "{country}")
+    assert "names 'town', but the columns of" in said("--user-template", "{town}")
+    assert "the user template cannot be read" in said("--user-template", "{country")
+    assert "names 'words', which is array<string>" in said("--user-template", "{words}")
+    assert "is not of the form NAME=col:COLUMN" in said("--param", "temperature=0.5")
+    assert "--param n is given twice" in said("--param", "n=col:a", "--param", "n=col:b")
+    assert "has no parameter 'seed' of its own" in said("--param", "seed=col:most")
+    assert "has no column 'heat' for temperature" in said("--param", "temperature=col:heat")
+    assert "is double, and max_tokens is long" in said("--param", "max_tokens=col:warmth")
+    assert "is string, and stop is array<string>" in said("--param", "stop=col:country")
+
+
+def test_columns_that_are_no_messages(
+    fails_with: FailsWith, source: str, chats: str, chat_uri: str
+) -> None:
+    assert "or make messages with --user-template" in fails_with(source, model=chat_uri)
+    said = fails_with(source, "--column", "prompt", model=chat_uri)
+    assert said.endswith(
+        "is string, not messages: make messages of it with --user-template '{prompt}'"
+    )
+    said = fails_with(chats, "--column", "numbers", model=chat_uri)
+    assert said.endswith("not array<struct<role:string,content:string>>")
+    assert "is array<string>, not array<struct" in fails_with(
+        chats, "--column", "words", model=chat_uri
+    )
+
+
+def test_a_model_of_chats_that_is_not_ours(fails_with: FailsWith, chats: str) -> None:
+    class Echo(mlflow.pyfunc.PythonModel):
+        def predict(self, context, model_input, params=None):
+            return ["x"] * len(model_input)
+
+    signature = ModelSignature(
+        inputs=Schema([ColSpec("string", "messages")]), outputs=Schema([ColSpec("string")])
+    )
+    with mlflow.start_run():
+        info = mlflow.pyfunc.log_model(name="echo", python_model=Echo(), signature=signature)
+    said = fails_with(chats, model=info.model_uri)
+    assert "takes messages and is neither one of ours nor a transformers pipeline" in said

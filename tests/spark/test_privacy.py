@@ -14,6 +14,7 @@ SECRET = "xyzzy-4711"
 def test_no_log_metric_or_artifact_holds_a_prompt_or_a_completion(
     store: Path,
     model_uri: str,
+    chat_uri: str,
     write_prompts: Callable[..., str],
     worker_log: Path,
     tmp_path: Path,
@@ -25,7 +26,10 @@ def test_no_log_metric_or_artifact_holds_a_prompt_or_a_completion(
         f"{SECRET}\x07",
         f"{SECRET} " * 2000,
     ]
-    assert score(model_uri, write_prompts(prompts), str(tmp_path / "out")) == 0
+    source = write_prompts(prompts)
+    assert score(model_uri, source, str(tmp_path / "out")) == 0
+    texts = ["--system", SECRET, "--user-template", SECRET + "{prompt}"]
+    assert score(chat_uri, source, str(tmp_path / "chats"), "--keep-response", *texts) == 0
     said = "".join(capfd.readouterr())
     spark_logs = list(Path(tempfile.gettempdir()).glob("phi3-batch-spark-*.log"))
     assert spark_logs

@@ -9,11 +9,13 @@ import mlflow
 import pytest
 from pyspark.sql import SparkSession
 
+import phi3_batch
 from phi3_batch.cli import main
 from phi3_batch.scoring.session import delta_package
 from tests.conftest import REPOSITORY, SAMPLE_DATA, Sample
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 @pytest.fixture
@@ -36,7 +38,7 @@ def test_the_two_commands(spark: SparkSession, checkout: Path, samples: list[Sam
 
 
 def test_the_python_example(spark: SparkSession, checkout: Path, samples: list[Sample]) -> None:
-    [example] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    example = PYTHON[0]
     prompts = spark.createDataFrame([(sample.prompt,) for sample in samples[:3]], "prompt string")
     prompts.createOrReplaceTempView("prompts")
     # the example's last expressions are what a notebook would show
@@ -52,6 +54,15 @@ def test_the_python_example(spark: SparkSession, checkout: Path, samples: list[S
     ]
     spark.catalog.dropTempView("prompts")
     mlflow.end_run()
+
+
+def test_the_chat_example_prints_what_it_says(
+    checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exec(PYTHON[1], {"mlflow": mlflow, "phi3_batch": phi3_batch})
+    said = re.findall(r"^# (.*)$", PYTHON[1], re.MULTILINE)
+    assert len(said) == 3
+    assert capsys.readouterr().out.splitlines()[-3:] == said
 
 
 class _Shown(list):

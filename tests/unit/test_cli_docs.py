@@ -6,7 +6,17 @@ import sys
 
 from tests.conftest import REPOSITORY
 
-COMMANDS = ((), ("log",), ("log", "prompt"), ("score",), ("doctor",))
+COMMANDS = (
+    (),
+    ("log",),
+    ("log", "prompt"),
+    ("log", "chat"),
+    ("log", "pipeline"),
+    ("score",),
+    ("promote",),
+    ("build",),
+    ("doctor",),
+)
 
 
 def help_of(command: tuple[str, ...]) -> str:

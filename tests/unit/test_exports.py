@@ -10,7 +10,14 @@ HEAVY = ["mlflow", "pyspark", "delta", "onnxruntime_genai", "tokenizers", "panda
 
 
 def test_the_public_names_are_these():
-    assert phi3_batch.__all__ == ["Phi3BatchError", "__version__", "log_prompt_model"]
+    assert phi3_batch.__all__ == [
+        "Phi3BatchError",
+        "__version__",
+        "log_chat_model",
+        "log_pipeline_model",
+        "log_prompt_model",
+        "spark_udf",
+    ]
 
 
 def test_every_public_name_is_there():

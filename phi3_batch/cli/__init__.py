@@ -1,0 +1,69 @@
+"""The command line. The only package that prints; it turns errors into one line and an exit code.
+
+Exit codes: 0 done (rows with errors included: they are data), 1 an error said in one line,
+2 wrong usage, 130 interrupted.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from phi3_batch.cli.console import err
+from phi3_batch.cli.log import log_app
+from phi3_batch.cli.manage import build, doctor, promote
+from phi3_batch.cli.score import score
+from phi3_batch.errors import Phi3BatchError
+
+app = typer.Typer(
+    help="Batch inference with Phi-3 on Spark, on CPUs, through MLflow.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.add_typer(log_app, name="log")
+for command in (score, promote, build, doctor):
+    app.command()(command)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    # MLflow's progress bars and notes are for notebooks
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    try:
+        app(args=arguments, prog_name="phi3-batch")
+    except SystemExit as leave:
+        return leave.code if isinstance(leave.code, int) else 0
+    except Exception as error:
+        line = _one_line(error)
+        if line is None:
+            raise  # a mistake of ours, not the user's: the traceback is what finds it
+        err.print("[red]error:[/] ", end="")
+        err.print(line, markup=False)
+        return 1
+    return 0
+
+
+def _one_line(error: Exception) -> str | None:
+    """What to tell the user, if it is for the user."""
+    if isinstance(error, Phi3BatchError):
+        return str(error)
+    from mlflow.exceptions import MlflowException
+    from py4j.protocol import Py4JError
+    from pyspark.errors import PySparkException
+
+    from phi3_batch.scoring.tables import first_line
+
+    if isinstance(error, MlflowException):  # a store that does not answer, a name it refuses
+        return f"MLflow: {first_line(error)}"
+    if isinstance(error, PySparkException | Py4JError):  # a file that has gone, a full disk
+        return f"Spark: {first_line(error)}"
+    return None
+
+
+def run() -> None:
+    """Entry point of the command ``phi3-batch``."""
+    sys.exit(main())

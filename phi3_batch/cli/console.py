@@ -1,0 +1,32 @@
+"""What the commands print with: results on stdout, everything else on stderr."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from rich.console import Console
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def print_field(name: str, value: str) -> None:
+    """One line of a plan or a summary."""
+    out.print(f"{name:<10}", style="bold", end="  ")
+    out.print(value, markup=False)
+
+
+def in_brackets(counts: Mapping[str, int]) -> str:
+    """Counts by code behind a number, nothing where there are none."""
+    listed = ", ".join(f"{code}: {count:,}" for code, count in counts.items())
+    return f" ({listed})" if listed else ""
+
+
+@contextmanager
+def status(text: str) -> Iterator[None]:
+    """A spinner on a terminal, a plain line elsewhere."""
+    if err.is_terminal:
+        with err.status(text):
+            yield
+    else:
+        err.print(text)
+        yield

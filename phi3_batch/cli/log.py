@@ -1,0 +1,83 @@
+"""The commands ``phi3-batch log …``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from phi3_batch.cli.console import out, status
+
+if TYPE_CHECKING:  # the commands import what they need: --help must not wait for mlflow
+    from mlflow.models.model import ModelInfo
+
+log_app = typer.Typer(help="Log a model to MLflow.", no_args_is_help=True, rich_markup_mode=None)
+
+_Build = Annotated[
+    Path, typer.Argument(help="Folder of an int4 ONNX build of Phi-3.", show_default=False)
+]
+_Register = Annotated[
+    str | None, typer.Option(help="Register a version under this name.", metavar="NAME")
+]
+_Alias = Annotated[
+    str | None, typer.Option(help="Give that version this alias, as in models:/NAME@ALIAS.")
+]
+_Name = Annotated[str, typer.Option(help="Name of the logged model.")]
+
+
+@log_app.command("prompt")
+def log_prompt(
+    model_dir: _Build,
+    register: _Register = None,
+    alias: _Alias = None,
+    name: _Name = "phi3-prompt",
+) -> None:
+    """Log a model that completes raw prompts: a column `prompt` in, text out."""
+    from phi3_batch.models.log import log_prompt_model
+
+    info = log_prompt_model(model_dir, name=name, registered_model_name=register, alias=alias)
+    _print_logged(info, register, alias)
+
+
+@log_app.command("chat")
+def log_chat(
+    model_dir: _Build,
+    register: _Register = None,
+    alias: _Alias = None,
+    name: _Name = "phi3-chat",
+) -> None:
+    """Log a model that answers chats: `messages` in, chat completions out."""
+    from phi3_batch.models.log import log_chat_model
+
+    info = log_chat_model(model_dir, name=name, registered_model_name=register, alias=alias)
+    _print_logged(info, register, alias)
+
+
+@log_app.command("pipeline")
+def log_pipeline(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="Folder of a Phi-3 checkpoint.", show_default=False)
+    ],
+    register: _Register = None,
+    alias: _Alias = None,
+    name: _Name = "phi3-pipeline",
+) -> None:
+    """Log a transformers pipeline that answers chats, as `log chat` does, by torch.
+
+    Two models are logged: NAME for Spark and everything else, and NAME-transformers, which
+    mlflow.transformers.load_model takes.
+    """
+    from phi3_batch.models.log import log_pipeline_model
+
+    with status("loading torch and the checkpoint"):
+        info = log_pipeline_model(
+            checkpoint, name=name, registered_model_name=register, alias=alias
+        )
+    _print_logged(info, register, alias)
+
+
+def _print_logged(info: "ModelInfo", register: str | None, alias: str | None) -> None:
+    out.print(f"logged      {info.model_uri}")
+    if register:
+        out.print(f"registered  models:/{register}/{info.registered_model_version}")
+    if alias:
+        out.print(f"alias       models:/{register}@{alias}")

@@ -1,0 +1,92 @@
+"""The commands around models and machines: ``promote``, ``build`` and ``doctor``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from phi3_batch.cli.console import out, print_field, status
+
+
+def promote(
+    name: Annotated[str, typer.Argument(help="Registered model.", show_default=False)],
+    version: Annotated[int, typer.Argument(help="Its version.", min=1, show_default=False)],
+    smoke: Annotated[
+        Path,
+        typer.Option(
+            help="JSON lines with prompt or messages, and contains: what the answer must have.",
+            metavar="FILE",
+            show_default=False,
+        ),
+    ],
+    alias: Annotated[str, typer.Option(help="Alias to give, as in models:/NAME@ALIAS.")] = (
+        "champion"
+    ),
+    max_error_rate: Annotated[
+        float, typer.Option(help="Share of the smoke rows that may fail.", metavar="0..1")
+    ] = 0.0,
+) -> None:
+    """Give a model version an alias, after it has answered the rows of a smoke file.
+
+    The smoke score is an MLflow run. When too many rows fail, the alias stays where it is.
+    """
+    from phi3_batch.promotion import promote as promote_version
+
+    with status("scoring the smoke rows"):
+        done = promote_version(
+            name, str(version), alias=alias, smoke_file=smoke, max_error_rate=max_error_rate
+        )
+    print_field("smoke", f"{done.rows - done.failed} of {done.rows} rows passed")
+    print_field("promoted", f"{done.model_uri} is models:/{name}@{done.alias}")
+    print_field("mlflow", f"run {done.run_id}")
+
+
+def build(
+    checkpoint: Annotated[
+        str, typer.Argument(help="Folder of a Phi-3 checkpoint, or its id on the Hugging Face hub.")
+    ],
+    model_dir: Annotated[Path, typer.Argument(help="Folder to write the int4 ONNX build to.")],
+    block_size: Annotated[
+        int, typer.Option(help="Weights that share a scale: 16, 32, 64, 128 or 256.")
+    ] = 32,
+    accuracy_level: Annotated[
+        int, typer.Option(help="0 to 4: from float32 arithmetic to int8, the fastest.")
+    ] = 4,
+) -> None:
+    """Build the int4 ONNX folder that `log prompt` and `log chat` take, of a checkpoint."""
+    from phi3_batch import build as builder
+    from phi3_batch.engines import Checkpoint
+
+    with status("looking at the checkpoint"):
+        source = Checkpoint.open(builder.fetch_checkpoint(checkpoint))
+        needs = builder.estimate_build(source, block_size)
+    print_field(
+        "memory", f"{_gb(needs.memory_bytes)} needed, {_gb(needs.memory_available_bytes)} available"
+    )
+    print_field("disk", f"{_gb(needs.output_bytes)} for {model_dir}")
+    with status("building (a minute for each billion parameters)"):
+        folder = builder.build_int4(
+            source.path, model_dir, block_size=block_size, accuracy_level=accuracy_level
+        )
+    with status("trying it"):
+        answer = builder.check_build(folder)
+    print_field("built", f"{folder.path}, {folder.precision}")
+    print_field("says", f"to 'What is the capital of Spain?': {answer!r}")
+
+
+def doctor() -> None:
+    """Check this machine: Python, Java, packages, Delta, processors, memory, model store."""
+    from phi3_batch.doctor import check_all
+
+    failed = 0
+    for finding in check_all():
+        mark = "[green]ok[/]  " if finding.ok else "[red]FAIL[/]"
+        out.print(f"{mark}  {finding.name:<12} ", end="")
+        out.print(finding.text, markup=False)
+        failed += not finding.ok
+    if failed:
+        raise typer.Exit(1)
+
+
+def _gb(size_bytes: int) -> str:
+    return f"{size_bytes / 1e9:.1f} GB"

@@ -1,0 +1,296 @@
+"""The model as a job sees it: what it is, what it wants, and whether it can be scored.
+
+The model's URI is the seam. Nothing here knows how a model answers; any MLflow pyfunc with an
+input ``prompt`` will do, ours or somebody else's, and our own models of ``messages``.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from enum import Enum
+from typing import Any
+
+import mlflow
+import pandas as pd
+from mlflow.exceptions import MlflowException
+from mlflow.models.model import ModelInfo
+from mlflow.pyfunc import PyFuncModel
+
+from phi3_batch.errors import InvalidModelError, InvalidParameterError
+from phi3_batch.generation import GenerationParams
+from phi3_batch.scoring.requests import CHAT_PARAMS, MESSAGES_INPUT, PROMPT_INPUT
+from phi3_batch.scoring.tables import first_line
+
+USAGE_PARAM = "usage"
+
+_CHAT_TASK = "llm/v1/chat"
+_OURS = "phi3_batch"  # in the metadata of the models that we log
+
+
+class ModelKind(Enum):
+    """How a model answers, and so how its UDF is called and its result read."""
+
+    CHAT = "chat completions"
+    USAGE = "completions with usage"
+    BARE = "completions only, logged without params"
+    TEXT = "completions only"
+    ONE_BY_ONE = "completions only, one row at a time"
+
+
+@dataclass(frozen=True, slots=True)
+class FoundModel:
+    """A logged model that was looked up, and not loaded yet.
+
+    Attributes:
+        uri: as the user gave it.
+        resolved_uri: of the very version, where ``uri`` is an alias: written beside each row.
+        info: what MLflow knows of it.
+    """
+
+    uri: str
+    resolved_uri: str
+    info: ModelInfo
+
+    @property
+    def takes_messages(self) -> bool:
+        """Whether it wants chats, not prompts."""
+        signature = self.info.signature
+        return signature is not None and MESSAGES_INPUT in signature.inputs.input_names()
+
+    @property
+    def is_plain_pipeline(self) -> bool:
+        """Whether MLflow's own transformers flavor would answer, which fails under Spark."""
+        return _is_plain_pipeline(self.info)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoringModel:
+    """A logged model that has shown that it can be scored.
+
+    Attributes:
+        uri: as the user gave it.
+        resolved_uri: of the very version, where ``uri`` is an alias: written beside each row.
+        served_uri: what Spark loads; another one where a plain pipeline was wrapped.
+        kind: how it answers.
+        params: generation parameters that hold for every row.
+        defaults: for a chat model, what a row has that gives no parameter.
+        model_id: of MLflow's logged model, where it is one.
+    """
+
+    uri: str
+    resolved_uri: str
+    served_uri: str
+    kind: ModelKind
+    params: Mapping[str, Any]
+    defaults: Mapping[str, Any]
+    model_id: str | None
+
+    @property
+    def takes_messages(self) -> bool:
+        """Whether it wants chats, not prompts."""
+        return self.kind is ModelKind.CHAT
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether token counts come with the completions."""
+        return self.kind in (ModelKind.CHAT, ModelKind.USAGE)
+
+    @property
+    def one_row_at_a_time(self) -> bool:
+        """Whether it answers only the first row of a batch."""
+        return self.kind is ModelKind.ONE_BY_ONE
+
+
+def find_model(uri: str) -> FoundModel:
+    """Look a model up.
+
+    Args:
+        uri: any that MLflow takes, ``models:/name@alias`` or ``runs:/...`` or a path.
+
+    Raises:
+        InvalidModelError: it is not there, or takes neither prompts nor chats.
+    """
+    resolved_uri = _resolve_alias(uri)
+    try:
+        info = mlflow.models.get_model_info(resolved_uri)
+    except (MlflowException, OSError) as error:
+        raise InvalidModelError(
+            f"no model {uri} in {mlflow.get_registry_uri()}: {first_line(error)}"
+        ) from error
+    _check_inputs(uri, info)
+    return FoundModel(uri, resolved_uri, info)
+
+
+def load_model(
+    found: FoundModel,
+    options: Mapping[str, Any],
+    *,
+    wrap_pipeline: Callable[[str], str],
+    pilot_prompts: Callable[[], Sequence[str]],
+) -> ScoringModel:
+    """Load a model on the driver, and find out how it answers.
+
+    Args:
+        found: from :func:`find_model`.
+        options: the generation parameters that the user gave; the model's own defaults for others.
+        wrap_pipeline: makes a model that Spark can score of a plain pipeline, by its URI.
+        pilot_prompts: gives two prompts of the table; called for models that are not ours, whose
+            answers to them show how they take a batch.
+
+    Raises:
+        InvalidModelError: the model cannot be loaded, or does not answer every row.
+        InvalidParameterError: the model has no parameter of an option's name.
+    """
+    known = _known_params(found)
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise InvalidParameterError(
+            f"{found.uri} has no parameter {unknown[0]!r}, it takes"
+            f" {', '.join(known) or 'none at all'}"
+        )
+    served_uri = found.resolved_uri
+    if found.is_plain_pipeline:
+        served_uri = wrap_pipeline(served_uri)
+    model = _load(found.uri, served_uri)
+    kind = _find_kind(found, model, pilot_prompts, options)
+    config = model.model_config or {}
+    defaults = asdict(GenerationParams()) | {"n": 1, "stream": False} | dict(config)
+    return ScoringModel(
+        uri=found.uri,
+        resolved_uri=found.resolved_uri,
+        served_uri=served_uri,
+        kind=kind,
+        params=options,
+        defaults={name: defaults[name] for name in (*CHAT_PARAMS, "stream")},
+        model_id=found.info.model_id,
+    )
+
+
+def _known_params(found: FoundModel) -> list[str]:
+    """Names of the generation parameters that a job may set."""
+    if found.takes_messages:
+        return list(CHAT_PARAMS)
+    signature = found.info.signature
+    params = signature.params if signature else None
+    return [spec.name for spec in params if spec.name != USAGE_PARAM] if params else []
+
+
+def _find_kind(
+    found: FoundModel,
+    model: PyFuncModel,
+    pilot_prompts: Callable[[], Sequence[str]],
+    options: Mapping[str, Any],
+) -> ModelKind:
+    if found.takes_messages:
+        return ModelKind.CHAT
+    signature = found.info.signature
+    if signature and signature.params and any(p.name == USAGE_PARAM for p in signature.params):
+        return ModelKind.USAGE
+    if _OURS in (found.info.metadata or {}):
+        return ModelKind.BARE
+    return _pilot(found.uri, model, pilot_prompts(), options)
+
+
+def _resolve_alias(uri: str) -> str:
+    """``models:/name@alias`` → ``models:/name/version``; any other URI as it is."""
+    if not uri.startswith("models:/") or "@" not in uri:
+        return uri
+    name, alias = uri.removeprefix("models:/").rsplit("@", 1)
+    try:
+        found = mlflow.MlflowClient().get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        raise InvalidModelError(f"no model {uri} in {mlflow.get_registry_uri()}") from error
+    return f"models:/{name}/{found.version}"
+
+
+def _is_plain_pipeline(info: ModelInfo) -> bool:
+    flavor: Mapping[str, object] = info.flavors.get("transformers", {})
+    return flavor.get("inference_task") == _CHAT_TASK
+
+
+def _check_inputs(uri: str, info: ModelInfo) -> None:
+    if "python_function" not in info.flavors:
+        raise InvalidModelError(f"{uri} is not a pyfunc, its flavors are {', '.join(info.flavors)}")
+    if info.signature is None:
+        return  # the pilot will show
+    inputs = info.signature.inputs
+    names = ", ".join(map(str, inputs.input_names()))
+    if MESSAGES_INPUT in inputs.input_names():
+        if not _is_plain_pipeline(info) and _OURS not in (info.metadata or {}):
+            raise InvalidModelError(
+                f"{uri} takes messages and is neither one of ours nor a transformers pipeline"
+                f" logged with task {_CHAT_TASK}: log it with phi3-batch log chat or log pipeline"
+            )
+        return
+    if PROMPT_INPUT not in inputs.input_names():
+        raise InvalidModelError(
+            f"{uri} has no input {PROMPT_INPUT!r} or {MESSAGES_INPUT!r}, its inputs are {names}"
+        )
+    if inputs.required_input_names() != [PROMPT_INPUT]:
+        raise InvalidModelError(f"{uri} needs more inputs than {PROMPT_INPUT!r}: {names}")
+
+
+def _load(uri: str, served_uri: str) -> PyFuncModel:
+    try:
+        with quiet_about_local_environment():
+            model: PyFuncModel = mlflow.pyfunc.load_model(served_uri)
+            return model
+    except Exception as error:  # a model's own code may raise anything
+        raise InvalidModelError(f"{uri} cannot be loaded: {first_line(error)}") from error
+
+
+def _pilot(
+    uri: str, model: PyFuncModel, prompts: Sequence[str], params: Mapping[str, Any]
+) -> ModelKind:
+    """Let a model that is not ours answer two rows, and see whether it answers both.
+
+    Tutorials write ``return answer(model_input["prompt"][0])``. In a batch such a model answers
+    the first row alone; in batches of one row it is right.
+    """
+    if not prompts:
+        return ModelKind.TEXT
+    pair = [prompts[0], prompts[-1]]
+    answers = _count_answers(uri, model, pair, params)
+    if answers == len(pair):
+        return ModelKind.TEXT
+    if answers == 1 and _count_answers(uri, model, pair[1:], params) == 1:
+        return ModelKind.ONE_BY_ONE
+    raise InvalidModelError(
+        f"{uri} gave {answers} results for {len(pair)} rows; its predict must return one string"
+        " for each row"
+    )
+
+
+def _count_answers(
+    uri: str, model: PyFuncModel, prompts: Sequence[str], params: Mapping[str, Any]
+) -> int:
+    try:
+        result = model.predict(pd.DataFrame({PROMPT_INPUT: prompts}), params=mlflow_params(params))
+    except Exception as error:  # not its text, which may quote the prompt
+        raise InvalidModelError(
+            f"{uri} failed on a row of the table with {type(error).__name__}"
+        ) from error
+    return 1 if isinstance(result, str) else len(result)
+
+
+def mlflow_params(params: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Parameters in the types that MLflow knows: lists, not tuples."""
+    return {
+        name: list(value) if isinstance(value, tuple) else value for name, value in params.items()
+    } or None
+
+
+@contextmanager
+def quiet_about_local_environment() -> Iterator[None]:
+    """Without MLflow's warning that env_manager="local" uses the environment it runs in.
+
+    It is meant: one environment for the job, checked by ``phi3-batch doctor``.
+    """
+    logger = logging.getLogger("mlflow.pyfunc")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

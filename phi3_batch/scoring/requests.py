@@ -1,0 +1,139 @@
+"""What a model is asked for each row, as Spark expressions, and which rows no model should see.
+
+MLflow checks a whole Arrow batch against the model's signature before predict runs: one null
+where the signature has none fails the batch, and with it the job. Bytes that are no UTF-8 fail it
+earlier still. Such rows are recognised here, in Spark, and never reach Python.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from pyspark.sql import Column
+from pyspark.sql import functions as F
+
+from phi3_batch.errors import RowErrorCode
+
+PROMPT_INPUT = "prompt"
+MESSAGES_INPUT = "messages"
+
+# The parameters that a chat may have for itself, and what Spark calls their types.
+CHAT_PARAMS = {"temperature": "double", "max_tokens": "long", "stop": "array<string>", "n": "long"}
+_STREAM = "stream"
+
+_MESSAGES_TYPE = "array<struct<role:string,content:string>>"
+
+
+@dataclass(frozen=True, slots=True)
+class RowRequests:
+    """The model's inputs for each row.
+
+    Attributes:
+        inputs: a column for each input of the model, by its name.
+        refusal: struct of code and message for a row that no model should see, else null.
+    """
+
+    inputs: Mapping[str, Column]
+    refusal: Column
+
+    def struct(self) -> Column:
+        """The inputs as one column; in a struct they have their names, which MLflow goes by."""
+        return F.struct(*[column.alias(name) for name, column in self.inputs.items()])
+
+
+def prompt_requests(prompt: Column) -> RowRequests:
+    """Raw prompts from a string column."""
+    refusal = F.coalesce(
+        refuse(prompt.isNull(), RowErrorCode.NULL_PROMPT, "the prompt is null"),
+        refuse(
+            ~F.is_valid_utf8(prompt), RowErrorCode.INVALID_TEXT, "the prompt is not valid UTF-8"
+        ),
+        refuse(
+            ~prompt.rlike(r"(?U)\S"),
+            RowErrorCode.EMPTY_PROMPT,
+            "the prompt is empty or only white space",
+        ),
+    )
+    return RowRequests({PROMPT_INPUT: prompt}, refusal)
+
+
+def chat_requests(
+    messages: Column, params: Mapping[str, Column], defaults: Mapping[str, object]
+) -> RowRequests:
+    """Chats from a column of messages, and columns of parameters where rows have their own.
+
+    Args:
+        messages: array of structs, or of maps, with role and content.
+        params: columns for some of CHAT_PARAMS and ``stream``.
+        defaults: what null means in each of these columns; MLflow takes no null.
+    """
+
+    def refuse_first(bad: Callable[[Column], Column], code: RowErrorCode, what: str) -> Column:
+        position = F.array_position(F.transform(messages, bad), True)
+        message = F.concat(F.lit("message "), position.cast("string"), F.lit(f" {what}"))
+        return refuse(position > 0, code, message)
+
+    invalid = RowErrorCode.INVALID_MESSAGES
+    refusals = [
+        refuse(messages.isNull(), RowErrorCode.NULL_PROMPT, "the messages are null"),
+        refuse_first(lambda message: message.isNull(), invalid, "is null"),
+        refuse_first(lambda message: message["role"].isNull(), invalid, "has no role"),
+        refuse_first(lambda message: message["content"].isNull(), invalid, "has no content"),
+        refuse_first(
+            lambda message: (
+                ~(F.is_valid_utf8(message["role"]) & F.is_valid_utf8(message["content"]))
+            ),
+            RowErrorCode.INVALID_TEXT,
+            "is not valid UTF-8",
+        ),
+    ]
+    if "temperature" in params:
+        not_a_number = F.isnan(params["temperature"].cast("double"))
+        refusals.append(_refuse_parameter(not_a_number, "temperature is not a number"))
+    if "stop" in params:
+        bad_stop = F.exists(params["stop"], lambda text: text.isNull() | ~F.is_valid_utf8(text))
+        refusals.append(_refuse_parameter(bad_stop, "stop has a null or invalid UTF-8 in it"))
+    types = CHAT_PARAMS | {_STREAM: "boolean"}
+    conforming = F.transform(
+        messages,
+        lambda message: F.struct(
+            message["role"].alias("role"), message["content"].alias("content")
+        ),
+    ).cast(_MESSAGES_TYPE)
+    filled = {
+        name: F.coalesce(column.cast(types[name]), literal(defaults[name]).cast(types[name]))
+        for name, column in params.items()
+    }
+    return RowRequests({MESSAGES_INPUT: conforming, **filled}, F.coalesce(*refusals))
+
+
+def with_stand_ins(requests: RowRequests, defaults: Mapping[str, object]) -> RowRequests:
+    """The same chats, with something harmless where there is a refusal.
+
+    For a UDF that must be handed every row: a condition around it would not keep a row from it.
+    An empty chat is refused by the model itself, at no cost.
+    """
+    harmless = {MESSAGES_INPUT: F.array().cast(_MESSAGES_TYPE)} | {
+        name: literal(default) for name, default in defaults.items()
+    }
+    inputs = {
+        name: F.when(requests.refusal.isNull(), column).otherwise(harmless[name])
+        for name, column in requests.inputs.items()
+    }
+    return RowRequests(inputs, requests.refusal)
+
+
+def refuse(condition: Column, code: RowErrorCode, message: str | Column) -> Column:
+    """Code and message where a condition holds, else null."""
+    text = F.lit(message) if isinstance(message, str) else message
+    return F.when(condition, F.struct(F.lit(code.value).alias("code"), text.alias("message")))
+
+
+def _refuse_parameter(condition: Column, message: str) -> Column:
+    return refuse(condition, RowErrorCode.INVALID_PARAMETER, message)
+
+
+def literal(value: object) -> Column:
+    """A parameter that holds for every row."""
+    if isinstance(value, list | tuple):
+        return F.array(*[F.lit(item) for item in value]).cast("array<string>")
+    return F.lit(value)

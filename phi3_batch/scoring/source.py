@@ -1,0 +1,176 @@
+"""Which columns of a table become the requests of a model, and whether they can."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from pyspark.sql import Column
+from pyspark.sql import functions as F
+from pyspark.sql.types import (
+    ArrayType,
+    DataType,
+    IntegralType,
+    MapType,
+    NumericType,
+    StringType,
+    StructType,
+)
+
+from phi3_batch.errors import InvalidParameterError, TableError
+from phi3_batch.scoring.columns import find_field, named
+from phi3_batch.scoring.model import FoundModel, ScoringModel
+from phi3_batch.scoring.requests import (
+    CHAT_PARAMS,
+    MESSAGES_INPUT,
+    PROMPT_INPUT,
+    RowRequests,
+    chat_requests,
+    literal,
+    prompt_requests,
+)
+from phi3_batch.scoring.user_template import UserTemplate
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the user says that the requests are.
+
+    Attributes:
+        column: of prompts or messages; None is the one that has the name of the model's input.
+        system: the system message of chats that are made by ``user_template``.
+        user_template: makes messages of plain columns.
+        param_columns: for a chat model, columns of parameters by the parameters' names.
+    """
+
+    column: str | None = None
+    system: str | None = None
+    user_template: UserTemplate | None = None
+    param_columns: Mapping[str, str] = field(default_factory=dict)
+
+    def describe(self, model: ScoringModel) -> str:
+        """What is read, in a few words."""
+        if self.user_template:
+            return f"messages made of {', '.join(self.user_template.columns)}"
+        return f"column {self._column(model.takes_messages)}"
+
+    def check(self, model: FoundModel, table: StructType, where: str) -> None:
+        """See whether a table has what the model wants.
+
+        Raises:
+            TableError: a column is missing or of another type.
+            InvalidParameterError: an option has no meaning for this model.
+        """
+        if model.takes_messages:
+            self._check_chats(table, where)
+            return
+        for option, given in (
+            ("--system", self.system),
+            ("--user-template", self.user_template),
+            ("--param", self.param_columns),
+        ):
+            if given:
+                raise InvalidParameterError(
+                    f"{option} is for models of messages, and {model.uri} takes prompts: log the"
+                    " same folder with phi3-batch log chat"
+                )
+        found = self._find_column(table, where, PROMPT_INPUT)
+        if not isinstance(found, StringType):
+            raise TableError(
+                f"column {self._column(False)!r} of {where} is {found.simpleString()}, not string"
+            )
+
+    def prompt(self) -> Column:
+        """The column of prompts."""
+        return named(self._column(False))
+
+    def requests(self, model: ScoringModel) -> RowRequests:
+        """The requests of each row of a table that was checked."""
+        if not model.takes_messages:
+            return prompt_requests(self.prompt())
+        defaults = {**model.defaults, **model.params}
+        params = {name: literal(value) for name, value in model.params.items()}
+        params |= {name: named(column) for name, column in self.param_columns.items()}
+        if self.user_template is None:
+            return chat_requests(named(self._column(True)), params, defaults)
+        messages, refusal = self.user_template.messages(self.system)
+        made = chat_requests(messages, params, defaults)
+        return RowRequests(made.inputs, F.coalesce(refusal, made.refusal))
+
+    def _column(self, takes_messages: bool) -> str:
+        return self.column or (MESSAGES_INPUT if takes_messages else PROMPT_INPUT)
+
+    def _find_column(self, table: StructType, where: str, wanted: str) -> DataType:
+        name = self.column or wanted
+        found = find_field(table, name)
+        if found is None:
+            hint = "name the prompts' column with --column"
+            if wanted == MESSAGES_INPUT:
+                hint = "name another with --column, or make messages with --user-template"
+            raise TableError(
+                f"{where} has no column {name!r}, its columns are"
+                f" {', '.join(table.fieldNames())}; {hint}"
+            )
+        return found.dataType
+
+    def _check_chats(self, table: StructType, where: str) -> None:
+        for name, column in self.param_columns.items():
+            _check_param_column(table, where, name, column)
+        if self.user_template:
+            if self.column:
+                raise InvalidParameterError(
+                    "--column names messages that are there and --user-template makes others:"
+                    " give one of them"
+                )
+            self.user_template.check(table, where)
+            return
+        if self.system is not None:
+            raise InvalidParameterError(
+                "--system goes with --user-template; messages that are there have their own"
+            )
+        found = self._find_column(table, where, MESSAGES_INPUT)
+        name = self._column(True)
+        if isinstance(found, StringType):
+            raise TableError(
+                f"column {name!r} of {where} is string, not messages: make messages of it with"
+                f" --user-template '{{{name}}}'"
+            )
+        if not _is_messages(found):
+            raise TableError(
+                f"column {name!r} of {where} is {found.simpleString()}, not"
+                " array<struct<role:string,content:string>>"
+            )
+
+
+def _is_messages(found: DataType) -> bool:
+    if not isinstance(found, ArrayType):
+        return False
+    message = found.elementType
+    if isinstance(message, MapType):
+        return isinstance(message.keyType, StringType) and isinstance(message.valueType, StringType)
+    return isinstance(message, StructType) and all(
+        (part := find_field(message, name)) is not None and isinstance(part.dataType, StringType)
+        for name in ("role", "content")
+    )
+
+
+def _check_param_column(table: StructType, where: str, name: str, column: str) -> None:
+    if name not in CHAT_PARAMS:
+        raise InvalidParameterError(
+            f"a chat has no parameter {name!r} of its own, but {', '.join(CHAT_PARAMS)}"
+        )
+    found = find_field(table, column)
+    if found is None:
+        raise TableError(
+            f"{where} has no column {column!r} for {name}, its columns are"
+            f" {', '.join(table.fieldNames())}"
+        )
+    fits = {
+        "double": isinstance(found.dataType, NumericType),
+        "long": isinstance(found.dataType, IntegralType),
+        "array<string>": isinstance(found.dataType, ArrayType)
+        and isinstance(found.dataType.elementType, StringType),
+    }
+    if not fits[CHAT_PARAMS[name]]:
+        raise TableError(
+            f"column {column!r} of {where} is {found.dataType.simpleString()}, and {name} is"
+            f" {CHAT_PARAMS[name]}"
+        )
