@@ -1,6 +1,6 @@
 # make demo   the whole way on the embedded model: log, register, score, look
 # make test   lint, types, import rules, and every test
-# make bench  what the kept prefix is worth, on a random model of real layer shapes
+# make bench  the kept prefix, and pipeline against ONNX, on a random model of real layer shapes
 #
 # Each starts from nothing but Python 3.11 and Java 17 or later; what they install is in .venv.
 
@@ -19,6 +19,8 @@ demo: $(VENV)/installed
 
 # short-lived JVMs: the optimising compiler costs them more than it gives
 test: export JDK_JAVA_OPTIONS := -XX:TieredStopAtLevel=1 -XX:+UseSerialGC
+# two test processes on two processors: threads that wait for each other would take ten times as long
+test: export OMP_NUM_THREADS := 1
 test: lint
 	$(BIN)/pytest --numprocesses 2 --dist loadgroup
 
@@ -30,6 +32,7 @@ lint: $(VENV)/installed-test
 
 bench: $(VENV)/installed-build
 	$(BIN)/python benchmarks/shared_prefix.py
+	$(BIN)/python benchmarks/two_worlds.py
 
 clean:
 	rm -rf $(VENV) demo

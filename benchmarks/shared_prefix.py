@@ -12,7 +12,7 @@ import random
 import statistics
 import time
 
-from random_phi3 import RANDOM_PHI3, build
+from random_phi3 import random_phi3
 
 from phi3_batch.engines import ModelFolder
 from phi3_batch.engines.onnxruntime_genai import OnnxRuntimeGenAIEngine
@@ -47,10 +47,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=4, help="rows in a round")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    if not RANDOM_PHI3.exists():
-        build(RANDOM_PHI3)
-
-    folder = ModelFolder.open(RANDOM_PHI3)
+    folder = ModelFolder.open(random_phi3())
     kept = OnnxRuntimeGenAIEngine(folder)
     scratch = OnnxRuntimeGenAIEngine(folder, keep_prefix=False)
     requests = make_requests(1 + options.rows * options.rounds)

@@ -78,7 +78,10 @@ def scoring_run(plan: ScoringPlan) -> Iterator[ScoringRun]:
             **_describe(options.source),
             **{f"params.{name}": value for name, value in plan.model.params.items()},
         }
-        mlflow.log_params({name: value for name, value in params.items() if value is not None})
+        there = run.data.params  # `mlflow run` has logged some, quoted for its shell
+        mlflow.log_params(
+            {k: value for k, value in params.items() if value is not None and k not in there}
+        )
         # the links that MLflow shows: the table that was read, and the model that read it
         dataset, model_id = _dataset(plan.input), _model_in_store(plan.model.model_id)
         mlflow.log_input(dataset, context="scoring")

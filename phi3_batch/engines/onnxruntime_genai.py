@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnxruntime_genai as og
 
-from phi3_batch.engines.base import CompletionBuilder, Engine
+from phi3_batch.engines.base import CompletionBuilder, Engine, first_line
 from phi3_batch.engines.model_folder import ModelFolder
 from phi3_batch.engines.sampling import choose_token
 from phi3_batch.engines.threads import thread_count
@@ -80,7 +80,7 @@ class OnnxRuntimeGenAIEngine(Engine):
             self._forget()
             return Completion.failed(
                 RowErrorCode.ENGINE_ERROR,
-                f"{self.name}: {_first_line(error)}",
+                f"{self.name}: {first_line(error)}",
                 prompt_tokens=len(request.prompt_ids),
             )
 
@@ -127,11 +127,6 @@ def common_prefix_length(left: Sequence[int], right: Sequence[int]) -> int:
     """How many tokens two sequences share from the beginning."""
     length = min(len(left), len(right))
     return next((i for i in range(length) if left[i] != right[i]), length)
-
-
-def _first_line(error: Exception) -> str:
-    # the runtime's messages speak of shapes and nodes, never of text: it is given ids alone
-    return str(error).partition("\n")[0][:200] or type(error).__name__
 
 
 def _overlay(folder: ModelFolder, threads: int) -> dict[str, object]:

@@ -16,7 +16,7 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
-from phi3_batch.engines.base import CompletionBuilder, Engine
+from phi3_batch.engines.base import CompletionBuilder, Engine, first_line
 from phi3_batch.engines.checkpoint import Checkpoint
 from phi3_batch.engines.sampling import choose_token
 from phi3_batch.engines.threads import thread_count
@@ -28,10 +28,10 @@ from phi3_batch.text import Tokenizer
 # Phi-3-mini's size (32 layers x 2 x 3072 values x 4 bytes): 6.4 GB beside 15.3 GB of weights.
 _BATCH_TOKENS = 8192
 
-# Whatever the weights are stored as. In 16 bits a row's logits depend on who shares its batch: of
-# 64 greedy answers to random tokens 16 came out other than alone in bfloat16, 2 in float16, none in
-# float32. It is also the one type that every processor is quick at: without instructions of its
-# own, reading a prompt takes 7 times as long in bfloat16 and 18 times in float16.
+# Whatever the weights are stored as. In bfloat16 a row's logits depend on who shares its batch: 7
+# of 16 greedy answers came out other than alone (4 random layers of Phi-3-mini's size), in float32
+# none. With AMX bfloat16 would read prompts 6 times as fast; but processors without instructions
+# of its own take 7 times as long in it, and 18 times in float16.
 _DTYPE = torch.float32
 
 
@@ -64,7 +64,7 @@ class TransformersEngine(Engine):
             self._model = _load(checkpoint)
         except Exception as error:  # of transformers, safetensors, torch or the file system
             raise EngineError(
-                f"{self.name} cannot load {checkpoint.path}: {_first_line(error)}"
+                f"{self.name} cannot load {checkpoint.path}: {first_line(error)}"
             ) from error
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
@@ -102,7 +102,7 @@ class TransformersEngine(Engine):
             return self._decode(requests)
         except Exception as error:  # whatever torch raises must cost one request alone
             if len(requests) == 1:
-                message = f"{self.name}: {_first_line(error)}"
+                message = f"{self.name}: {first_line(error)}"
                 length = len(requests[0].prompt_ids)
                 return [Completion.failed(RowErrorCode.ENGINE_ERROR, message, length)]
         # after the handler: in it, the error would still hold the memory of the failed batch
@@ -192,8 +192,3 @@ def quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-
-
-def _first_line(error: Exception) -> str:
-    # torch's messages speak of shapes and sizes, never of text: it is given ids alone
-    return str(error).partition("\n")[0][:200] or type(error).__name__

@@ -152,12 +152,18 @@ def _log(
     model_config: dict[str, Any] | None = None,
 ) -> ModelInfo:
     manifest = folder.read_manifest()
-    mlflow.log_params(_describe(folder, manifest))
+    params = _describe(folder, manifest)
+    run = mlflow.active_run()
+    assert run is not None  # _run has seen to it
+    # a run in which several models are logged keeps the first one's; each model has its own
+    there = mlflow.MlflowClient().get_run(run.info.run_id).data.params
+    mlflow.log_params({key: value for key, value in params.items() if key not in there})
     with form.arguments(folder, manifest) as arguments:
         info: ModelInfo = mlflow.pyfunc.log_model(
             name=name,
             registered_model_name=registered_model_name,
             model_config=model_config,
+            params=params,
             **arguments,
         )
     if alias and registered_model_name:
