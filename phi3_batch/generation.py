@@ -3,7 +3,7 @@
 Nothing here knows of Spark, MLflow or a runtime; every other layer speaks in these types.
 """
 
-import math
+import sys
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,7 +21,12 @@ def _require_int(name: str, value: object, minimum: int) -> None:
 
 
 def _require_number(name: str, value: object) -> None:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+    if (
+        not isinstance(value, int | float)
+        or isinstance(value, bool)
+        # not math.isfinite, which fails on whole numbers beyond any float
+        or not abs(value) <= sys.float_info.max
+    ):
         raise InvalidParameterError(f"{name} must be a number, not {value!r}")
 
 

@@ -1,8 +1,10 @@
 """The chat model: ONNX int4, messages in, chat completions out."""
 
+import json
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -109,8 +111,10 @@ def chat_config(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         InvalidParameterError: a parameter is unknown or out of range.
     """
-    parse_params(params, GenerationParams())
-    return {**params, MODEL_NAME_CONFIG: name}
+    checked = asdict(parse_params(params, GenerationParams()))
+    # by way of JSON, for MLflow writes YAML and takes neither tuples nor numpy's numbers
+    plain: dict[str, Any] = json.loads(json.dumps({key: checked[key] for key in params}))
+    return plain | {MODEL_NAME_CONFIG: name}
 
 
 def _rows(model_input: Any) -> list[Mapping[str, Any]]:

@@ -48,14 +48,15 @@ def parse_chat(row: Mapping[str, Any], defaults: GenerationParams) -> Chat | Row
     Null, NaN and a missing key all mean "not given", because that is how MLflow, pandas and Spark
     write it in turn. A message's ``name`` is ignored: Phi-3's template has no place for it.
     """
-    given = {name: _plain(value) for name, value in row.items() if not is_null(value)}
+    values = {name: _plain(value) for name, value in row.items()}
+    given = {name: value for name, value in values.items() if not is_null(value)}
     messages = _parse_messages(given.get("messages"))
     if isinstance(messages, RowError):
         return messages
     if given.get("stream"):
         return _invalid_parameter("stream has no meaning in a batch: leave it out or give false")
     choices = _whole(given.get("n", 1))
-    if not isinstance(choices, int) or not 1 <= choices <= MOST_CHOICES:
+    if type(choices) is not int or not 1 <= choices <= MOST_CHOICES:
         return _invalid_parameter(f"n must be a whole number from 1 to {MOST_CHOICES}")
     options = {name: value for name, value in given.items() if name in _GENERATION_FIELDS}
     try:
@@ -72,7 +73,8 @@ def parse_params(options: Mapping[str, Any], defaults: GenerationParams) -> Gene
             parameter of that name.
     """
     values: dict[str, Any] = {}
-    for name, value in options.items():
+    for name, given in options.items():
+        value = _plain(given)
         if name not in _GENERATION_FIELDS:
             raise InvalidParameterError(
                 f"there is no generation parameter {name!r}, but {', '.join(_GENERATION_FIELDS)}"
@@ -108,7 +110,7 @@ def _parse_message(number: int, message: Any) -> Message | RowError:
     if not isinstance(message, Mapping):
         return _invalid_messages(f"message {number} has no role and content")
     role, content = message.get("role"), message.get("content")
-    if role not in ROLES:  # not quoted: it may be anything that stood in the table
+    if not isinstance(role, str) or role not in ROLES:  # not quoted: it may be anything
         return _invalid_messages(f"message {number} has a role other than {', '.join(ROLES)}")
     if is_null(content):
         return _invalid_messages(f"message {number} has no content")

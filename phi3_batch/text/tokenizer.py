@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import tokenizers
-from tokenizers.decoders import DecodeStream
 
 from phi3_batch.errors import InvalidModelError
 
@@ -72,7 +71,7 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Turn generated ids into text, without control tokens."""
-        return self._raw.decode(list(ids), skip_special_tokens=True)
+        return _decode(self._raw, ids)
 
     def stream(self) -> "TextStream":
         """Start decoding a completion token by token."""
@@ -89,11 +88,27 @@ class TextStream:
 
     def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._stream = DecodeStream(skip_special_tokens=True)
+        self._ids: list[int] = []
+        # Tokens from `_shown` on have not joined the text; those from `_before` to there have, and
+        # are decoded with them, for what a token looks like depends on the one before it.
+        self._before = self._shown = 0
         self.text = ""
 
     def append(self, token_id: int) -> str:
         """Add a token; returns the characters that it completed, which may be none."""
-        piece = self._stream.step(self._tokenizer, token_id) or ""
+        self._ids.append(token_id)
+        known = _decode(self._tokenizer, self._ids[self._before : self._shown])
+        text = _decode(self._tokenizer, self._ids[self._before :])
+        if len(text) <= len(known) or text.endswith("\N{REPLACEMENT CHARACTER}"):
+            return ""
+        piece = text[len(known) :]
+        self._before, self._shown = self._shown, len(self._ids)
         self.text += piece
         return piece
+
+
+def _decode(tokenizer: tokenizers.Tokenizer, ids: Sequence[int]) -> str:
+    try:
+        return tokenizer.decode(list(ids), skip_special_tokens=True)
+    except Exception:  # bare, with a message that may quote the text: people's data
+        raise ValueError(f"{len(ids)} tokens cannot be decoded") from None

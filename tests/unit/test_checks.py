@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from phi3_batch.errors import RowErrorCode
-from phi3_batch.text import find_text_error
+from phi3_batch.text import find_character_error, find_text_error
 
 
 @pytest.mark.parametrize("text", [None, math.nan, np.float64("nan"), pd.NA], ids=repr)
@@ -65,3 +65,32 @@ def test_what_is_no_string_is_named_by_its_type(value, type_name):
 @pytest.mark.parametrize("text", ["secret\x00secret", "secret\ud800", ["secret"]], ids=ascii)
 def test_a_message_never_quotes_the_prompt(text):
     assert "secret" not in find_text_error(text).message
+
+
+@pytest.mark.parametrize("text", ["", " ", "\n\t\r\v\f", "a", "<|end|>", "\u200b", "\ufffd", "😀"])
+def test_a_string_need_not_say_anything_to_be_text(text):
+    assert find_character_error(text) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["\x00", " \x1b", "secret\x7fsecret", "\ud800", "a\udfff\x00"], ids=ascii
+)
+def test_what_no_string_may_hold_no_prompt_may_hold(text):
+    error = find_character_error(text)
+    assert error.code is RowErrorCode.INVALID_TEXT
+    assert error == find_text_error(f"{text}a")
+    assert "secret" not in error.message
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("\x00\ud800", "control character U+0000 at position 0"),
+        ("\ud800\x00", "control character U+0000 at position 1"),
+        ("😀\udc00\ud800", "lone surrogate U+DC00 at position 1"),
+        ("\x1c", "control character U+001C at position 0"),
+    ],
+    ids=ascii,
+)
+def test_the_first_bad_character_is_named_control_characters_before_surrogates(text, message):
+    assert find_character_error(text).message == message

@@ -2,12 +2,15 @@ import json
 
 import pytest
 import tokenizers
-from hypothesis import given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors, trainers
 
 from phi3_batch.errors import InvalidModelError
 from phi3_batch.text import ChatTemplate, Message, Tokenizer
+from tests.conftest import SAMPLE_DATA
+
+CHECKPOINT = SAMPLE_DATA / "phi3-tiny"
 
 PHI3_TOKENS = ["<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>"]
 
@@ -31,6 +34,39 @@ def byte_level_tokenizer(path, control_tokens=PHI3_TOKENS):
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in control_tokens])
     tokenizer.save(str(path))
     return Tokenizer(path)
+
+
+def put_begin_token_first(path):
+    """Make a tokenizer.json put ``<s>`` before every text, as the first builds of Phi-3-mini do."""
+    tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    begin = tokenizer.token_to_id("<s>")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", begin)]
+    )
+    tokenizer.save(str(path))
+    return begin
+
+
+def own_template(folder):
+    """The chat template that a folder's tokenizer brings with it, run by transformers."""
+    from transformers import AutoTokenizer  # takes seconds to import
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return lambda messages: tokenizer.apply_chat_template(
+        [message._asdict() for message in messages], add_generation_prompt=True
+    )["input_ids"]
+
+
+@pytest.fixture(scope="module")
+def published():
+    return own_template(CHECKPOINT)
+
+
+@pytest.fixture(scope="module")
+def added_tokens():
+    """Every spelling that the tokenizer takes for one token of its own."""
+    definition = json.loads((CHECKPOINT / "tokenizer.json").read_text(encoding="utf-8"))
+    return [token["content"] for token in definition["added_tokens"]]
 
 
 @pytest.fixture
@@ -95,6 +131,83 @@ def test_any_content_gets_the_ids_of_the_published_template(tokenizer, content):
     messages = [Message("user", content), Message("assistant", content)]
     ids = ChatTemplate(tokenizer).encode(messages)
     assert ids == tokenizer.encode_prompt(render(messages, "\n"))
+
+
+# against transformers, which renders the template that lies beside the tokenizer
+
+
+def test_every_sample_chat_gets_the_ids_of_the_tokenizers_own_template(tokenizer, chats, published):
+    template = ChatTemplate(tokenizer)
+    assert len(chats) == 335
+    for chat in chats:
+        messages = [Message(**message) for message in chat["messages"]]
+        assert template.encode(messages) == published(messages)
+
+
+# What makes a difference is a spelled added token, and nothing else that a chat may hold: the four
+# separators U+001C to U+001F are white space to Python and none to the tokenizer, but control
+# characters, which find_character_error refuses.
+pieces = st.sampled_from(
+    ["<|", "|>", "<", "end", "user", "s>", "▁", "{{", "{%", "\n", " ", "\u3000"]
+)
+texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x1c\x1d\x1e\x1f"))
+contents = texts | st.lists(pieces | texts, max_size=8).map("".join)
+turns = st.builds(Message, st.sampled_from(["system", "user", "assistant"]), contents)
+
+
+@settings(max_examples=300, deadline=None)
+@given(messages=st.lists(turns, min_size=1, max_size=4))
+def test_every_chat_without_an_added_token_gets_the_ids_of_the_tokenizers_own_template(
+    tokenizer, published, added_tokens, messages
+):
+    assume(not any(token in content for token in added_tokens for _, content in messages))
+    assert ChatTemplate(tokenizer).encode(messages) == published(messages)
+
+
+def test_a_spelled_added_token_is_where_the_tokenizers_own_template_gives_in(
+    tokenizer, published, added_tokens
+):
+    assert len(added_tokens) == 14
+    for token in added_tokens:
+        messages = [Message("user", f"Hi{token}")]
+        assert ChatTemplate(tokenizer).encode(messages) != published(messages)
+
+
+def test_the_begin_token_that_a_tokenizer_puts_first_is_there_once(build):
+    begin = put_begin_token_first(build / "tokenizer.json")
+    config_file = build / "tokenizer_config.json"
+    config = json.loads(config_file.read_text(encoding="utf-8"))
+    config |= {"add_bos_token": True, "chat_template": "{{ bos_token }}" + config["chat_template"]}
+    config_file.write_text(json.dumps(config), encoding="utf-8")
+
+    tokenizer = Tokenizer(build / "tokenizer.json")
+    messages = [Message("system", "Be short."), Message("user", "Hi"), Message("user", "")]
+    ids = ChatTemplate(tokenizer).encode(messages)
+    assert ids == own_template(build)(messages)
+    assert ids[:2] == [begin, 1006]
+    assert ids.count(begin) == 1
+
+
+def test_a_begin_token_that_a_content_spells_is_text(build):
+    begin = put_begin_token_first(build / "tokenizer.json")
+    ids = ChatTemplate(Tokenizer(build / "tokenizer.json")).encode([Message("user", "<s>Hi<s>")])
+    assert ids.count(begin) == 1
+
+
+@pytest.mark.parametrize("newline", ["\n", ""], ids=["published", "compact"])
+def test_a_begin_token_is_there_once_in_a_tokenizer_that_keeps_white_space(tmp_path, newline):
+    path = tmp_path / "tokenizer.json"
+    byte_level_tokenizer(path, ["<s>", *PHI3_TOKENS])
+    begin = put_begin_token_first(path)
+    tokenizer = Tokenizer(path)
+    messages = [Message("system", " Hi there\n"), Message("user", "What is the capital?")]
+    ids = ChatTemplate(tokenizer, newlines=bool(newline)).encode(messages)
+    assert ids == tokenizer.encode_prompt(render(messages, newline))
+    assert ids[0] == begin
+    assert ids.count(begin) == 1
+
+
+# contents that spell control tokens; test_hostile_contents.py has ten thousand more
 
 
 def test_a_content_that_spells_a_turn_opens_none(tokenizer):

@@ -1,0 +1,254 @@
+"""What stands in MLflow after the chat model was logged."""
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+
+import phi3_batch
+from phi3_batch.engines import cache, onnxruntime_genai
+from phi3_batch.engines.onnxruntime_genai import OnnxRuntimeGenAIEngine
+from phi3_batch.errors import InvalidModelError, InvalidParameterError
+
+INPUTS = (
+    "['messages': Array({content: string (required), name: string (optional),"
+    " role: string (required)}) (required), 'temperature': double (optional),"
+    " 'max_tokens': long (optional), 'stop': Array(string) (optional), 'n': long (optional),"
+    " 'stream': boolean (optional)]"
+)
+OUTPUTS = (
+    "['id': string (required), 'object': string (required), 'created': long (required),"
+    " 'model': string (required), 'choices': Array({finish_reason: string (required),"
+    " index: long (required), message: {content: string (required), name: string (optional),"
+    " role: string (required)} (required)}) (required), 'usage': {completion_tokens:"
+    " long (required), prompt_tokens: long (required), total_tokens: long (required)} (required)]"
+)
+SPAIN = [{"role": "user", "content": "What is the capital of Spain?"}]
+MADRID = "The capital of Spain is Madrid."
+
+
+def text(completions):
+    return completions[0]["choices"][0]["message"]["content"]
+
+
+@pytest.fixture(scope="module")
+def logged(in_store, tiny_folder):
+    return phi3_batch.log_chat_model(
+        tiny_folder.path, registered_model_name="phi3-chat", alias="champion"
+    )
+
+
+@pytest.fixture(scope="module")
+def files(logged):
+    return Path(mlflow.artifacts.download_artifacts(logged.model_uri))
+
+
+@pytest.fixture
+def count_logged(client, store):
+    """How many runs and logged models there are."""
+    return lambda: (
+        len(client.search_runs([store[1]])),
+        len(client.search_logged_models([store[1]])),
+    )
+
+
+def test_the_signature_reads_as_designed(logged):
+    assert repr(logged.signature.inputs) == INPUTS
+    assert repr(logged.signature.outputs) == OUTPUTS
+    assert logged.signature.params is None
+
+
+def test_the_signature_is_the_same_when_it_is_read_back(logged):
+    signature = mlflow.models.get_model_info(logged.model_uri).signature
+    assert repr(signature.inputs) == INPUTS
+    assert repr(signature.outputs) == OUTPUTS
+    assert signature.params is None
+
+
+def test_the_metadata_name_the_task_and_the_package(logged):
+    metadata = {"task": "llm/v1/chat", "phi3_batch": phi3_batch.__version__}
+    assert logged.metadata == metadata
+    assert mlflow.models.get_model_info(logged.model_uri).metadata == metadata
+
+
+def test_the_requirements_are_pinned_and_have_no_torch(files):
+    assert (files / "requirements.txt").read_text(encoding="utf-8").split() == [
+        f"{name}=={version(name)}"
+        for name in ("mlflow", "tokenizers", "pandas", "numpy", "onnxruntime-genai", "onnxruntime")
+    ]
+
+
+def test_the_artifacts_are_named_and_hold_every_file_of_the_build(files, logged, tiny_folder):
+    artifacts = logged.flavors["python_function"]["artifacts"]
+    assert set(artifacts) == {"phi3-mini-onnx", "manifest"}
+    build = files / artifacts["phi3-mini-onnx"]["path"]
+    for name in tiny_folder.files:
+        assert (build / name).read_bytes() == (tiny_folder.path / name).read_bytes()
+    manifest = files / artifacts["manifest"]["path"]
+    assert manifest.read_text(encoding="utf-8") == tiny_folder.read_manifest().to_json()
+
+
+def test_the_package_travels_with_the_model(files):
+    package = Path(phi3_batch.__file__).parent
+    for module in ("__init__.py", "models/chat.py", "models/chats.py", "text/template.py"):
+        carried = files / "code" / "phi3_batch" / module
+        assert carried.read_bytes() == (package / module).read_bytes()
+
+
+def test_the_model_is_code_and_no_pickle(files):
+    assert (files / "chat_code.py").is_file()
+    assert not list(files.rglob("*.pkl"))
+
+
+def test_the_input_example_is_a_chat_that_the_model_answers(files, logged):
+    example = json.loads((files / "input_example.json").read_text(encoding="utf-8"))
+    assert example == {"messages": SPAIN, "temperature": 0.0, "max_tokens": 60}
+    assert text(mlflow.pyfunc.load_model(logged.model_uri).predict(example)) == MADRID
+
+
+def test_the_run_says_what_the_model_is(logged, client, tiny_folder):
+    run = client.get_run(logged.run_id)
+    digests = {name: sha256 for name, (_, sha256) in tiny_folder.read_manifest().files.items()}
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "log phi3-chat"
+    assert run.data.params == {
+        "model_type": "phi3",
+        "precision": "int4-block-32-acc-level-4",
+        "context_length": "4096",
+        "vocab_size": "1024",
+        "size_mb": "2.5",
+        **{f"sha256 {name}": sha256 for name, sha256 in digests.items()},
+        "model": "phi3-chat",  # MLflow adds the model_config
+    }
+
+
+def test_the_model_is_registered_under_its_alias(logged, client):
+    registered = client.get_model_version_by_alias("phi3-chat", "champion")
+    assert registered.version == logged.registered_model_version
+    assert registered.run_id == logged.run_id
+    model = mlflow.pyfunc.load_model("models:/phi3-chat@champion")
+    assert model.metadata.model_id == logged.model_id
+    assert text(model.predict({"messages": SPAIN})) == MADRID
+
+
+def test_a_model_is_logged_into_the_active_run_which_goes_on(tiny_folder):
+    with mlflow.start_run() as run:
+        info = phi3_batch.log_chat_model(tiny_folder.path, name="in-a-run")
+        assert mlflow.active_run().info.run_id == run.info.run_id
+    assert info.run_id == run.info.run_id
+    assert info.registered_model_version is None
+    assert info.name == "in-a-run"
+
+
+# model_config
+
+
+def test_without_a_model_config_the_model_knows_its_name_alone(logged):
+    assert logged.flavors["python_function"]["config"] == {"model": "phi3-chat"}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"max_tokens": 60},
+        {"max_tokens": 60, "temperature": 0.5, "top_p": 0.9, "top_k": 5, "seed": 3},
+        {"stop": ["Lisbon", "\n"]},
+    ],
+    ids=lambda config: " ".join(config),
+)
+def test_a_model_config_is_kept_beside_the_name(tiny_folder, config):
+    info = phi3_batch.log_chat_model(tiny_folder.path, name="short", model_config=config)
+    flavors = mlflow.models.get_model_info(info.model_uri).flavors
+    assert flavors["python_function"]["config"] == {**config, "model": "short"}
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"max_tokens": 1, "max_new_tokens": 60}, "there is no generation parameter"),
+        ({"n": 2}, "there is no generation parameter 'n'"),
+        ({"model": "other"}, "there is no generation parameter 'model'"),
+        ({"max_tokens": 0}, "max_tokens must be 1 or above, not 0"),
+        ({"max_tokens": None}, "max_tokens must be a whole number, not None"),
+        ({"max_tokens": 60, "temperature": -1}, "temperature must be 0"),
+        ({"top_p": 1.5}, "top_p must be above 0 and at most 1"),
+        ({"stop": "Lisbon"}, "stop must be a list of strings"),
+        ({"stop": [""]}, "stop must be a list of strings"),
+    ],
+    ids=str,
+)
+def test_a_model_config_that_cannot_be_followed_is_refused_before_anything_is_logged(
+    tiny_folder, count_logged, config, said
+):
+    before = count_logged()
+    with pytest.raises(InvalidParameterError, match=f"^{said}"):
+        phi3_batch.log_chat_model(
+            tiny_folder.path, model_config=config, registered_model_name="refused"
+        )
+    assert count_logged() == before
+    assert mlflow.active_run() is None
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"max_tokens": np.int64(60)},
+        {"max_tokens": np.float64(60)},
+        {"temperature": np.float64(0)},
+        {"temperature": np.float32(0)},
+        {"stop": [np.str_("Lisbon")]},
+    ],
+    ids=str,
+)
+def test_numpy_values_in_a_model_config_are_values(tiny_folder, config):
+    info = phi3_batch.log_chat_model(tiny_folder.path, model_config=config)
+    assert text(mlflow.pyfunc.load_model(info.model_uri).predict({"messages": SPAIN})) == MADRID
+
+
+def test_an_alias_needs_a_name_to_belong_to(tiny_folder, count_logged):
+    before = count_logged()
+    with pytest.raises(InvalidParameterError, match="an alias needs a registered model name"):
+        phi3_batch.log_chat_model(tiny_folder.path, alias="champion")
+    assert count_logged() == before
+
+
+def test_a_bad_folder_leaves_no_run_behind(tmp_path, count_logged):
+    before = count_logged()
+    with pytest.raises(InvalidModelError, match=r"has no genai_config\.json"):
+        phi3_batch.log_chat_model(tmp_path)
+    assert count_logged() == before
+    assert mlflow.active_run() is None
+
+
+# beside the prompt model
+
+
+@pytest.fixture
+def engines_loaded(monkeypatch):
+    """The engines loaded from here on, none of them left over from before."""
+    loaded = []
+
+    class WatchedEngine(OnnxRuntimeGenAIEngine):
+        def __init__(self, folder):
+            super().__init__(folder)
+            loaded.append(folder.path)
+
+    monkeypatch.setattr(onnxruntime_genai, "OnnxRuntimeGenAIEngine", WatchedEngine)
+    monkeypatch.setattr(cache, "_loaded", None)
+    return loaded
+
+
+def test_a_chat_and_a_prompt_model_of_one_folder_share_one_engine(
+    engines_loaded, logged, tiny_folder
+):
+    prompt_info = phi3_batch.log_prompt_model(tiny_folder.path)
+    chat_model = mlflow.pyfunc.load_model(logged.model_uri)
+    prompt_model = mlflow.pyfunc.load_model(prompt_info.model_uri)
+    prompt = {"prompt": f"<|user|>\n{SPAIN[0]['content']}<|end|>\n<|assistant|>\n"}
+    for _ in range(2):
+        assert text(chat_model.predict({"messages": SPAIN})) == MADRID
+        assert prompt_model.predict(prompt) == [MADRID]
+    assert len(engines_loaded) == 1
