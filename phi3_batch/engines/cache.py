@@ -10,7 +10,7 @@ import threading
 import time
 
 from phi3_batch.engines.base import Engine
-from phi3_batch.engines.checkpoint import Checkpoint
+from phi3_batch.engines.checkpoint import Checkpoint, require_torch
 from phi3_batch.engines.files import Manifest
 from phi3_batch.engines.model_folder import ModelFolder
 from phi3_batch.errors import EngineError
@@ -31,7 +31,8 @@ def get_engine(folder: ModelFolder | Checkpoint, manifest: Manifest) -> Engine:
         manifest: the digests of its files, as taken when the model was logged.
 
     Raises:
-        EngineError: the runtime is missing or cannot load the model.
+        EngineError: the runtime cannot load the model, or is missing.
+        EnvironmentProblemError: torch or transformers is missing.
     """
     global _loaded
     with _lock:
@@ -47,13 +48,9 @@ def get_engine(folder: ModelFolder | Checkpoint, manifest: Manifest) -> Engine:
 def _create_engine(folder: ModelFolder | Checkpoint) -> Engine:
     # imported here, so that a model can be logged and looked at where no runtime is installed
     if isinstance(folder, Checkpoint):
-        try:
-            from phi3_batch.engines.transformers import TransformersEngine
-        except ImportError as error:
-            raise EngineError(
-                "a pipeline model needs torch and transformers:"
-                f" pip install 'phi3-batch[pipeline]' ({error})"
-            ) from error
+        require_torch()
+        from phi3_batch.engines.transformers import TransformersEngine
+
         return TransformersEngine(folder)
     try:
         from phi3_batch.engines.onnxruntime_genai import OnnxRuntimeGenAIEngine

@@ -3,13 +3,14 @@
 It is what the model builder makes ONNX builds of, and what a transformers pipeline runs.
 """
 
+import importlib.util
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from phi3_batch.engines.files import Manifest, require_file
-from phi3_batch.errors import InvalidModelError
+from phi3_batch.errors import EnvironmentProblemError, InvalidModelError
 
 _MODEL_TYPE = "phi3"
 _CONFIG = "config.json"
@@ -89,6 +90,14 @@ class Checkpoint:
     def read_manifest(self) -> Manifest:
         """Digest every file; takes seconds for gigabytes."""
         return Manifest.of(self.path, self.files)
+
+
+def require_torch() -> None:
+    """Raise an EnvironmentProblemError where what runs checkpoints is not installed."""
+    if any(importlib.util.find_spec(name) is None for name in ("torch", "transformers")):
+        raise EnvironmentProblemError(
+            "pipeline models need torch and transformers: pip install 'phi3-batch[pipeline]'"
+        )
 
 
 def _read_json(path: Path, name: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import mlflow
 from mlflow.models.model import ModelInfo
 
 from phi3_batch.engines import Checkpoint, Manifest, ModelFolder
+from phi3_batch.engines.checkpoint import require_torch
 from phi3_batch.errors import InvalidParameterError
 from phi3_batch.models.chat import chat_config
 from phi3_batch.models.forms import Form, chat_form, pipeline_form, prompt_form
@@ -119,6 +120,7 @@ def log_pipeline_model(
             the model cannot follow.
         EnvironmentProblemError: torch or transformers is not installed.
     """
+    require_torch()
     from phi3_batch.models import transformers_flavor
 
     _check_alias(alias, registered_model_name)

@@ -11,6 +11,7 @@ from typing import Any
 from mlflow.pyfunc.model import PythonModelContext
 
 from phi3_batch.engines import Checkpoint
+from phi3_batch.engines.checkpoint import require_torch
 from phi3_batch.errors import InvalidParameterError
 from phi3_batch.models.chat import ChatModel
 
@@ -34,6 +35,7 @@ class PipelineModel(ChatModel):
     """Answers chats as :class:`~phi3_batch.models.chat.ChatModel`, by torch and transformers."""
 
     def _open_folder(self, context: PythonModelContext) -> Checkpoint:
+        require_torch()  # here, so that a job hears of it before its first row
         return Checkpoint.open(context.artifacts[CHECKPOINT_ARTIFACT])
 
 

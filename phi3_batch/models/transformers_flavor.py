@@ -10,21 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import transformers
 from mlflow.models.model import ModelInfo
+from transformers import Pipeline
 
 from phi3_batch.engines import Checkpoint
-from phi3_batch.errors import EnvironmentProblemError, InvalidModelError
+from phi3_batch.engines.transformers import quiet_transformers
+from phi3_batch.errors import InvalidModelError
 from phi3_batch.models.forms import CHAT_TASK, pipeline_form
-
-try:
-    import transformers
-    from transformers import Pipeline
-
-    from phi3_batch.engines.transformers import quiet_transformers
-except ImportError as error:
-    raise EnvironmentProblemError(
-        "pipeline models need torch and transformers: pip install 'phi3-batch[pipeline]'"
-    ) from error
 
 
 def open_pipeline(model: str | Path | Pipeline, scratch: Path) -> tuple[Checkpoint, Pipeline]:
@@ -46,7 +39,8 @@ def open_pipeline(model: str | Path | Pipeline, scratch: Path) -> tuple[Checkpoi
             model.save_pretrained(scratch)
             return Checkpoint.open(scratch), model
         checkpoint = Checkpoint.open(model)
-        path = str(checkpoint.path)
+        # absolute, for MLflow would look for a relative one on the Hugging Face hub
+        path = str(checkpoint.path.absolute())
         return checkpoint, transformers.pipeline("text-generation", model=path, tokenizer=path)
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from py4j.protocol import Py4JError
-from pyspark.errors import AnalysisException, PySparkException
+from pyspark.errors import AnalysisException, ParseException, PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import StructType
 
@@ -106,7 +106,7 @@ def open_input(spark: SparkSession, location: Location) -> InputTable:
     Raises:
         TableError: there is no such table, view or file, or it cannot be read.
     """
-    with _one_line_errors(f"cannot read {location.text}"):
+    with _one_line_errors("read", location):
         if location.file_format:
             rows = _read_files(spark, location.path, location.file_format)
             return InputTable(location, rows, None, normal_path(location.path))
@@ -137,7 +137,7 @@ def open_output(spark: SparkSession, location: Location) -> OutputTable:
             f"output {location.text} looks like a data file: completions go to a Delta table, so"
             " give the path of a folder or a table's name"
         )
-    with _one_line_errors(f"cannot write {location.text}"):
+    with _one_line_errors("write", location):
         path = _delta_path(spark, location)
         if path is not None:
             reader = spark.read.format("delta")
@@ -228,12 +228,14 @@ def _latest_version(spark: SparkSession, location: Location) -> int:
 
 
 @contextlib.contextmanager
-def _one_line_errors(what: str) -> Iterator[None]:
+def _one_line_errors(verb: str, location: Location) -> Iterator[None]:
     """Turn Spark's and the JVM's errors into one line for the user."""
     try:
         yield
     except (PySparkException, Py4JError) as error:
-        raise TableError(f"{what}: {first_line(error)}") from error
+        is_no_name = isinstance(error, ParseException) and not location.is_path
+        hint = f"; for a folder give ./{location.text}" if is_no_name else ""
+        raise TableError(f"cannot {verb} {location.text}: {first_line(error)}{hint}") from error
 
 
 def first_line(error: Exception) -> str:

@@ -4,6 +4,7 @@ import dataclasses
 import http.server
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from safetensors.numpy import load_file, save_file
 
 from phi3_batch import build as build_module
 from phi3_batch.build import build_int4, check_build, estimate_build, fetch_checkpoint
+from phi3_batch.cli import main
 from phi3_batch.engines import Checkpoint, ModelFolder
 from phi3_batch.engines.onnxruntime_genai import OnnxRuntimeGenAIEngine
 from phi3_batch.errors import (
@@ -486,3 +488,13 @@ def test_without_a_network_it_is_said_in_one_line(fetch, settings):
     assert message.startswith(f"no folder {HUB_NAME}, and Hugging Face does not give it (")
     assert message.endswith("or give a checkpoint's folder")
     assert "\n" not in message
+
+
+def test_the_command_says_what_it_takes_and_what_the_build_says(target, capsys):
+    assert main(["build", str(TINY_CHECKPOINT), str(target), "--block-size", "64"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"^memory +\d+\.\d GB needed, \d+\.\d GB available$", said, re.MULTILINE)
+    assert f"{target}, int4-block-64-acc-level-4" in said
+    assert "The capital of Spain is Madrid." in said
+    assert main(["build", str(TINY_CHECKPOINT), str(target)]) == 1
+    assert capsys.readouterr().err.endswith("is there already: give a folder for the build\n")

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from phi3_batch.engines import Checkpoint, cache, get_engine
 from phi3_batch.engines import transformers as module
 from phi3_batch.engines.transformers import TransformersEngine
-from phi3_batch.errors import EngineError, InvalidModelError, RowErrorCode
+from phi3_batch.errors import EngineError, EnvironmentProblemError, InvalidModelError, RowErrorCode
 from phi3_batch.generation import GenerationParams, Request, Usage
 from tests.conftest import TINY_CHECKPOINT
 
@@ -505,7 +505,7 @@ def test_a_machine_without_torch_is_told_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.delitem(sys.modules, "phi3_batch.engines.transformers")
     checkpoint = Checkpoint.open(TINY_CHECKPOINT)
-    with pytest.raises(EngineError) as error:
+    with pytest.raises(EnvironmentProblemError) as error:
         get_engine(checkpoint, checkpoint.read_manifest())
     message = str(error.value)
     assert "pip install 'phi3-batch[pipeline]'" in message

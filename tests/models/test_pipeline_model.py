@@ -170,6 +170,15 @@ def test_a_pipeline_object_is_logged_as_well_as_a_folder(in_store: None) -> None
     assert completion["model"] == "from-object"
 
 
+def test_a_relative_folder_is_not_looked_for_on_the_hub(
+    in_store: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(TINY_CHECKPOINT.parent.parent)  # from where it looks like a name on the hub
+    with caplog.at_level("INFO", logger="huggingface_hub"):
+        log_pipeline_model("sample_data/phi3-tiny", name="relative")
+    assert not [record for record in caplog.records if "huggingface" in record.name]
+
+
 def test_what_cannot_be_logged_is_said_in_one_line(in_store: None, tmp_path: Path) -> None:
     runs_before = len(mlflow.search_runs(search_all_experiments=True))
     with pytest.raises(InvalidModelError, match=r"has no config\.json"):
@@ -185,18 +194,16 @@ def test_what_cannot_be_logged_is_said_in_one_line(in_store: None, tmp_path: Pat
     assert len(mlflow.search_runs(search_all_experiments=True)) == runs_before
 
 
+@pytest.mark.parametrize("package", ["torch", "transformers"])
 def test_without_torch_one_line_says_which_extra(
-    in_store: None, monkeypatch: pytest.MonkeyPatch
+    package: str, pipeline_info: ModelInfo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("phi3_batch.models.transformers_flavor", "phi3_batch.engines.transformers"):
-        monkeypatch.delitem(sys.modules, module, raising=False)
-    monkeypatch.delattr("phi3_batch.models.transformers_flavor", raising=False)
-    monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(EnvironmentProblemError) as error:
+    monkeypatch.setitem(sys.modules, package, None)
+    said = r"^pipeline models need torch and transformers: pip install 'phi3-batch\[pipeline]'$"
+    with pytest.raises(EnvironmentProblemError, match=said):
         log_pipeline_model(TINY_CHECKPOINT)
-    assert str(error.value) == (
-        "pipeline models need torch and transformers: pip install 'phi3-batch[pipeline]'"
-    )
+    with pytest.raises(EnvironmentProblemError, match=said):  # before a row is asked
+        mlflow.pyfunc.load_model(pipeline_info.model_uri)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import mlflow
 import pandas as pd
 import pytest
 
-from phi3_batch.models.log import log_prompt_model
+from phi3_batch.models.log import log_chat_model, log_prompt_model
 from tests.conftest import TINY_MODEL
 
 
@@ -36,6 +36,13 @@ def model_uri(store: Path) -> str:
     """The prompt model over the embedded weights, registered, by its alias."""
     log_prompt_model(TINY_MODEL, registered_model_name="phi3-tiny", alias="champion")
     return "models:/phi3-tiny@champion"
+
+
+@pytest.fixture(scope="session")
+def chat_uri(store: Path) -> str:
+    """The chat model over the embedded weights, by its version."""
+    info = log_chat_model(TINY_MODEL, registered_model_name="phi3-tiny-chat")
+    return f"models:/phi3-tiny-chat/{info.registered_model_version}"
 
 
 @pytest.fixture

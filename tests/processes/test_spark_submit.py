@@ -52,9 +52,17 @@ def cluster(tmp_path: Path) -> Iterator[str]:
             process.wait()
 
 
+@pytest.mark.parametrize(
+    ("form", "file", "options"),
+    [("model_uri", "prompts.jsonl", []), ("chat_uri", "chats.jsonl", ["--keep-response"])],
+    ids=["prompts", "chats"],
+)
 def test_on_a_standalone_cluster(
+    form: str,
+    file: str,
+    options: list[str],
+    request: pytest.FixtureRequest,
     cluster: str,
-    model_uri: str,
     environment: dict[str, str],
     samples: list[Sample],
     read: Callable[[Path], pd.DataFrame],
@@ -74,8 +82,8 @@ def test_on_a_standalone_cluster(
         *("--master", cluster, "--packages", delta_package()),
         *(part for setting in settings.items() for part in ("--conf", "{}={}".format(*setting))),
         str(REPOSITORY / "jobs" / "score_batch.py"),
-        *("--model", model_uri, "--output", str(output)),
-        *("--input", str(SAMPLE_DATA / "prompts.jsonl")),
+        *("--model", request.getfixturevalue(form), "--output", str(output)),
+        *("--input", str(SAMPLE_DATA / file), *options),
     ]
     pythons = dict.fromkeys(("PYSPARK_PYTHON", "PYSPARK_DRIVER_PYTHON"), sys.executable)
     done = subprocess.run(
@@ -88,6 +96,8 @@ def test_on_a_standalone_cluster(
     assert dict(zip(completions["id"], completions["completion"], strict=True)) == {
         sample.id: sample.answer for sample in samples
     }
+    if form == "chat_uri":  # what was configured when the model was logged came along
+        assert {response["model"] for response in completions["response"]} == {"phi3-chat"}
     # two would mean two tasks at a time, each with its own copy of the weights
     assert len(engine_loads(worker_log)) == 1
     # at its own log level, Spark would show the beginnings of completions

@@ -53,6 +53,7 @@ def test_no_such_table(fails_with: FailsWith, tmp_path: Path) -> None:
     assert "cannot read no_such_table" in fails_with("no_such_table")
     assert "`no_such_table` cannot be found" in fails_with("no_such_table")
     assert "cannot read not a name" in fails_with("not a name")
+    assert fails_with("my-prompts").endswith("; for a folder give ./my-prompts")
 
 
 def test_no_such_file(fails_with: FailsWith, tmp_path: Path) -> None:
