@@ -154,18 +154,12 @@ def _log(
     model_config: dict[str, Any] | None = None,
 ) -> ModelInfo:
     manifest = folder.read_manifest()
-    params = _describe(folder, manifest)
-    run = mlflow.active_run()
-    assert run is not None  # _run has seen to it
-    # a run in which several models are logged keeps the first one's; each model has its own
-    there = mlflow.MlflowClient().get_run(run.info.run_id).data.params
-    mlflow.log_params({key: value for key, value in params.items() if key not in there})
+    _log_params(name, _describe(folder, manifest))
     with form.arguments(folder, manifest) as arguments:
         info: ModelInfo = mlflow.pyfunc.log_model(
             name=name,
             registered_model_name=registered_model_name,
             model_config=model_config,
-            params=params,
             **arguments,
         )
     if alias and registered_model_name:
@@ -173,6 +167,16 @@ def _log(
             registered_model_name, alias, str(info.registered_model_version)
         )
     return info
+
+
+def _log_params(name: str, params: Mapping[str, object]) -> None:
+    """Log what a model is; where another model of the run is something else, under its name."""
+    run = mlflow.active_run()
+    assert run is not None  # _run has seen to it
+    there = mlflow.MlflowClient().get_run(run.info.run_id).data.params
+    taken = any(there.get(key, str(value)) != str(value) for key, value in params.items())
+    prefix = f"{name}." if taken else ""
+    mlflow.log_params({prefix + key: value for key, value in params.items()})
 
 
 def _describe(folder: ModelFolder | Checkpoint, manifest: Manifest) -> dict[str, object]:

@@ -50,7 +50,7 @@ class Source:
         """What is read, in a few words."""
         if self.user_template:
             return f"messages made of {', '.join(self.user_template.columns)}"
-        return f"column {self._column(model.takes_messages)}"
+        return f"column {self.column or (MESSAGES_INPUT if model.takes_messages else PROMPT_INPUT)}"
 
     def check(self, model: FoundModel, table: StructType, where: str) -> None:
         """See whether a table has what the model wants.
@@ -67,20 +67,19 @@ class Source:
             ("--user-template", self.user_template),
             ("--param", self.param_columns),
         ):
-            if given:
+            if given not in (None, {}):
                 raise InvalidParameterError(
                     f"{option} is for models of messages, and {model.uri} takes prompts: log the"
                     " same folder with phi3-batch log chat"
                 )
         found = self._find_column(table, where, PROMPT_INPUT)
         if not isinstance(found, StringType):
-            raise TableError(
-                f"column {self._column(False)!r} of {where} is {found.simpleString()}, not string"
-            )
+            name = self.column or PROMPT_INPUT
+            raise TableError(f"column {name!r} of {where} is {found.simpleString()}, not string")
 
     def prompt(self) -> Column:
         """The column of prompts."""
-        return named(self._column(False))
+        return named(self.column or PROMPT_INPUT)
 
     def requests(self, model: ScoringModel) -> RowRequests:
         """The requests of each row of a table that was checked."""
@@ -90,13 +89,10 @@ class Source:
         params = {name: literal(value) for name, value in model.params.items()}
         params |= {name: named(column) for name, column in self.param_columns.items()}
         if self.user_template is None:
-            return chat_requests(named(self._column(True)), params, defaults)
+            return chat_requests(named(self.column or MESSAGES_INPUT), params, defaults)
         messages, refusal = self.user_template.messages(self.system)
         made = chat_requests(messages, params, defaults)
         return RowRequests(made.inputs, F.coalesce(refusal, made.refusal))
-
-    def _column(self, takes_messages: bool) -> str:
-        return self.column or (MESSAGES_INPUT if takes_messages else PROMPT_INPUT)
 
     def _find_column(self, table: StructType, where: str, wanted: str) -> DataType:
         name = self.column or wanted
@@ -127,7 +123,7 @@ class Source:
                 "--system goes with --user-template; messages that are there have their own"
             )
         found = self._find_column(table, where, MESSAGES_INPUT)
-        name = self._column(True)
+        name = self.column or MESSAGES_INPUT
         if isinstance(found, StringType):
             raise TableError(
                 f"column {name!r} of {where} is string, not messages: make messages of it with"

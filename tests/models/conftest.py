@@ -11,7 +11,8 @@ from mlflow import MlflowClient
 from mlflow.models.model import ModelInfo
 
 import phi3_batch
-from phi3_batch.engines import ModelFolder
+from phi3_batch.engines import ModelFolder, cache, onnxruntime_genai
+from phi3_batch.engines.onnxruntime_genai import OnnxRuntimeGenAIEngine
 
 
 @pytest.fixture(scope="session")
@@ -69,3 +70,18 @@ def copy_of_model(logged: ModelInfo, tmp_path: Path) -> Path:
     """The logged model's files, in a folder that a test may damage."""
     source = mlflow.artifacts.download_artifacts(logged.model_uri)
     return Path(shutil.copytree(source, tmp_path / "model"))
+
+
+@pytest.fixture
+def engines_loaded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The engines loaded from here on, none of them left over from before."""
+    loaded: list[Path] = []
+
+    class WatchedEngine(OnnxRuntimeGenAIEngine):
+        def __init__(self, folder: ModelFolder) -> None:
+            super().__init__(folder)
+            loaded.append(folder.path)
+
+    monkeypatch.setattr(onnxruntime_genai, "OnnxRuntimeGenAIEngine", WatchedEngine)
+    monkeypatch.setattr(cache, "_loaded", None)
+    return loaded

@@ -11,8 +11,6 @@ import pandas as pd
 import pytest
 
 import phi3_batch
-from phi3_batch.engines import cache, onnxruntime_genai
-from phi3_batch.engines.onnxruntime_genai import OnnxRuntimeGenAIEngine
 from phi3_batch.errors import InvalidModelError, InvalidParameterError
 from phi3_batch.generation import GenerationParams, Request
 from phi3_batch.models.chat import ChatModel
@@ -568,21 +566,6 @@ def test_the_python_model_needs_no_more_of_mlflow_than_paths(tiny_folder, tmp_pa
 
 
 # loading
-
-
-@pytest.fixture
-def engines_loaded(monkeypatch):
-    """The engines loaded from here on, none of them left over from before."""
-    loaded = []
-
-    class WatchedEngine(OnnxRuntimeGenAIEngine):
-        def __init__(self, folder):
-            super().__init__(folder)
-            loaded.append(folder.path)
-
-    monkeypatch.setattr(onnxruntime_genai, "OnnxRuntimeGenAIEngine", WatchedEngine)
-    monkeypatch.setattr(cache, "_loaded", None)
-    return loaded
 
 
 def test_loading_a_model_reads_no_weights_and_answering_reads_them_once(

@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 
 import phi3_batch
-from phi3_batch.engines import cache, onnxruntime_genai
-from phi3_batch.engines.onnxruntime_genai import OnnxRuntimeGenAIEngine
 from phi3_batch.errors import InvalidModelError, InvalidParameterError
 
 INPUTS = (
@@ -224,21 +222,6 @@ def test_a_bad_folder_leaves_no_run_behind(tmp_path, count_logged):
 
 
 # beside the prompt model
-
-
-@pytest.fixture
-def engines_loaded(monkeypatch):
-    """The engines loaded from here on, none of them left over from before."""
-    loaded = []
-
-    class WatchedEngine(OnnxRuntimeGenAIEngine):
-        def __init__(self, folder):
-            super().__init__(folder)
-            loaded.append(folder.path)
-
-    monkeypatch.setattr(onnxruntime_genai, "OnnxRuntimeGenAIEngine", WatchedEngine)
-    monkeypatch.setattr(cache, "_loaded", None)
-    return loaded
 
 
 def test_a_chat_and_a_prompt_model_of_one_folder_share_one_engine(

@@ -18,7 +18,7 @@ from phi3_batch.errors import (
     InvalidModelError,
     InvalidParameterError,
 )
-from phi3_batch.models.log import log_chat_model, log_pipeline_model
+from phi3_batch.models.log import log_chat_model, log_pipeline_model, log_prompt_model
 from phi3_batch.models.pipeline import params_from_transformers
 from phi3_batch.models.signatures import chat_signature
 from phi3_batch.models.wrap import wrap_pipeline
@@ -168,6 +168,24 @@ def test_a_pipeline_object_is_logged_as_well_as_a_folder(in_store: None) -> None
     [completion] = mlflow.pyfunc.load_model(info.model_uri).predict({"messages": SPAIN})
     assert completion["choices"][0]["message"]["content"] == MADRID
     assert completion["model"] == "from-object"
+
+
+def test_one_run_may_log_all_three_models(in_store: None, client: MlflowClient) -> None:
+    with mlflow.start_run() as run:
+        log_prompt_model(TINY_MODEL)
+        log_chat_model(TINY_MODEL)
+        log_pipeline_model(TINY_CHECKPOINT)
+    outputs = client.get_run(run.info.run_id).outputs.model_outputs
+    logged = [client.get_logged_model(output.model_id) for output in outputs]
+    assert {model.name for model in logged} == {
+        "phi3-prompt",
+        "phi3-chat",
+        "phi3-pipeline",
+        "phi3-pipeline-transformers",
+    }
+    params = client.get_run(run.info.run_id).data.params
+    assert params["precision"] == "int4-block-32-acc-level-4"  # of the first two
+    assert params["phi3-pipeline.precision"] == "float16"
 
 
 def test_a_relative_folder_is_not_looked_for_on_the_hub(

@@ -7,8 +7,6 @@ import pandas as pd
 import pytest
 
 import phi3_batch
-from phi3_batch.engines import cache, onnxruntime_genai
-from phi3_batch.engines.onnxruntime_genai import OnnxRuntimeGenAIEngine
 from phi3_batch.errors import InvalidModelError, InvalidParameterError
 
 JOKE_PROMPT = (
@@ -262,21 +260,6 @@ def bare_model(tiny_folder):
 
 def test_the_bare_form_answers_too(bare_model):
     assert bare_model.predict(prompts(JOKE_PROMPT, SPAIN_PROMPT)) == [JOKE, MADRID]
-
-
-@pytest.fixture
-def engines_loaded(monkeypatch):
-    """The engines loaded from here on, none of them left over from before."""
-    loaded = []
-
-    class WatchedEngine(OnnxRuntimeGenAIEngine):
-        def __init__(self, folder):
-            super().__init__(folder)
-            loaded.append(folder.path)
-
-    monkeypatch.setattr(onnxruntime_genai, "OnnxRuntimeGenAIEngine", WatchedEngine)
-    monkeypatch.setattr(cache, "_loaded", None)
-    return loaded
 
 
 def test_two_loads_of_a_model_share_one_engine(engines_loaded, logged, copy_of_model):
