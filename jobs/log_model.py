@@ -1,4 +1,4 @@
-"""Log a model: ``python jobs/log_model.py prompt MODEL_DIR …``.
+"""Log a model: ``python jobs/log_model.py prompt|chat|pipeline FOLDER …``.
 
 The same options as ``phi3-batch log``.
 """
