@@ -29,6 +29,8 @@ def experiment_id(store: Path) -> Iterator[str]:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}/mlflow.db")
         patch.setenv("MLFLOW_EXPERIMENT_ID", found)
         patch.setenv("PATH", f"{BIN}{os.pathsep}{os.environ['PATH']}")
+        # our command sets it, in whatever test of this process called it
+        patch.delenv("MLFLOW_LOGGING_LEVEL", raising=False)
         yield found
 
 

@@ -64,8 +64,8 @@ def test_2000_rows_in_8_partitions_are_answered_right_by_one_engine(
         assert row["total_tokens"] == row["prompt_tokens"] + row["completion_tokens"]
     # one engine in each worker process, however many tasks it ran and models MLflow loaded
     loads = engine_loads(worker_log)
+    assert loads
     assert len(loads) - len(loads_before) <= 1  # none, if the worker of a test before lives on
-    assert 1 <= len(loads) == len(set(loads))
 
 
 def test_bad_rows_are_coded_and_touch_no_other(
