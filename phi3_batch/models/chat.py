@@ -111,9 +111,10 @@ def chat_config(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         InvalidParameterError: a parameter is unknown or out of range.
     """
+    # Every parameter, given or not: load_model(model_config=...) overrides what is there alone.
     checked = asdict(parse_params(params, GenerationParams()))
     # by way of JSON, for MLflow writes YAML and takes neither tuples nor numpy's numbers
-    plain: dict[str, Any] = json.loads(json.dumps({key: checked[key] for key in params}))
+    plain: dict[str, Any] = json.loads(json.dumps(checked))
     return plain | {MODEL_NAME_CONFIG: name}
 
 

@@ -119,7 +119,9 @@ def test_the_run_says_what_the_model_is(logged, client, tiny_folder):
         "vocab_size": "1024",
         "size_mb": "2.5",
         **{f"sha256 {name}": sha256 for name, sha256 in digests.items()},
-        "model": "phi3-chat",  # MLflow adds the model_config
+        # MLflow adds the model_config
+        "model": "phi3-chat",
+        **{key: str(value) for key, value in DEFAULTS.items()},
     }
 
 
@@ -144,8 +146,21 @@ def test_a_model_is_logged_into_the_active_run_which_goes_on(tiny_folder):
 # model_config
 
 
-def test_without_a_model_config_the_model_knows_its_name_alone(logged):
-    assert logged.flavors["python_function"]["config"] == {"model": "phi3-chat"}
+DEFAULTS = {
+    "max_tokens": 256,
+    "temperature": 0.0,
+    "top_p": 1.0,
+    "top_k": 0,
+    "stop": [],
+    "seed": 0,
+}
+
+
+def test_without_a_model_config_the_defaults_are_there_to_be_overridden(logged):
+    assert logged.flavors["python_function"]["config"] == {**DEFAULTS, "model": "phi3-chat"}
+    model = mlflow.pyfunc.load_model(logged.model_uri, model_config={"max_tokens": 2})
+    [completion] = model.predict({"messages": SPAIN})
+    assert completion["usage"]["completion_tokens"] == 2
 
 
 @pytest.mark.parametrize(
@@ -160,7 +175,7 @@ def test_without_a_model_config_the_model_knows_its_name_alone(logged):
 def test_a_model_config_is_kept_beside_the_name(tiny_folder, config):
     info = phi3_batch.log_chat_model(tiny_folder.path, name="short", model_config=config)
     flavors = mlflow.models.get_model_info(info.model_uri).flavors
-    assert flavors["python_function"]["config"] == {**config, "model": "short"}
+    assert flavors["python_function"]["config"] == {**DEFAULTS, **config, "model": "short"}
 
 
 @pytest.mark.parametrize(
