@@ -77,15 +77,20 @@ def run_scoring(
 
 def _score(spark: SparkSession, plan: ScoringPlan, run_id: str) -> DataFrame:
     kept = [named(name) for name in plan.kept]
+
+    def added(columns: Mapping[str, Column]) -> list[Column]:
+        # a response that is not kept must not meet an input column of that name
+        return [columns[name].alias(name) for name in plan.scored_columns if name in columns]
+
     rows = plan.input.rows.withColumn(_REFUSAL, plan.requests.refusal)
     udf, read_result = result_columns(spark, plan.model, plan.requests)
 
     # Rows that no model should see are split off before it. A condition around the UDF would not
     # do: Spark runs a Python UDF for every row, whatever stands around it.
     sound = rows.where(F.col(_REFUSAL).isNull()).repartition(plan.tasks).withColumn(_RESULT, udf)
-    answered = sound.select(*kept, *_aliased(read_result(F.col(_RESULT))))
+    answered = sound.select(*kept, *added(read_result(F.col(_RESULT))))
     refusal = schema.columns_from_error(F.col(_REFUSAL))
-    refused = rows.where(F.col(_REFUSAL).isNotNull()).select(*kept, *_aliased(refusal))
+    refused = rows.where(F.col(_REFUSAL).isNotNull()).select(*kept, *added(refusal))
 
     scored = answered.unionByName(refused).withColumns(
         {
@@ -135,7 +140,3 @@ def _why(error: Exception) -> str:
     if "Traceback (most recent call last)" in text and raised:
         return f"the model raised {raised[-1]} in a Spark task"
     return tables.first_line(error)
-
-
-def _aliased(columns: Mapping[str, Column]) -> list[Column]:
-    return [column.alias(name) for name, column in columns.items()]

@@ -362,3 +362,14 @@ def test_values_hold_for_every_row_of_a_function_of_columns(
     row: Row = asked.select(chat("messages", max_tokens=3, stop=["xyz"], n=2).alias("r")).first()
     assert [choice["finish_reason"] for choice in row["r"]["choices"]] == ["length"] * 2
     assert row["r"]["usage"]["completion_tokens"] == 6
+
+
+def test_an_input_column_may_be_called_response(
+    chat_uri: str, model_uri: str, write: Write, read: Read, tmp_path: Path
+) -> None:
+    prompt = "<|user|>What is the capital of Spain?<|end|><|assistant|>"
+    source = write([("a", SPAIN, prompt, "mine")], f"{CHATS}, prompt string, response string")
+    for name, uri in (("chats", chat_uri), ("prompts", model_uri)):
+        assert score(uri, source, f"{tmp_path}/{name}") == 0
+        row = read(f"{tmp_path}/{name}").first()
+        assert (row["completion"], row["response"]) == (MADRID, "mine")
