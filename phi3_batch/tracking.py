@@ -3,7 +3,7 @@
 Parameters, counts and places only. Prompts and completions stay in the tables.
 """
 
-import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ from mlflow.data.spark_dataset_source import SparkDatasetSource
 from mlflow.entities import LoggedModelInput
 from mlflow.exceptions import MlflowException
 
-from phi3_batch.scoring.batch import Summary
+from phi3_batch.scoring.batch import Progress, Summary
+from phi3_batch.scoring.chunks import ScoredChunk
 from phi3_batch.scoring.plan import ScoringPlan
-from phi3_batch.scoring.source import Source
 from phi3_batch.scoring.tables import InputTable
 
 
@@ -42,23 +42,47 @@ class ScoringRun:
         """Where to look it up."""
         return f"run {self.run_id} in {mlflow.get_tracking_uri()}"
 
-    def record(self, summary: Summary) -> None:
-        """Log what a finished job did."""
+    def record_chunk(self, scored: ScoredChunk, progress: Progress) -> None:
+        """Log how far the run is, after each chunk; the step is the rows that are done."""
         mlflow.log_metrics(
             {
-                "rows": summary.rows,
-                "rows_with_errors": sum(summary.errors.values()),
-                "prompt_tokens": summary.prompt_tokens,
-                "completion_tokens": summary.completion_tokens,
-                "completion_tokens_per_second": summary.tokens_per_second,
-                "seconds": summary.seconds,
-                **{f"errors.{code}": count for code, count in summary.errors.items()},
+                "progress.rows": progress.rows_done,
+                "progress.rows_with_errors": progress.errors.total(),
+                "progress.generated_tokens": progress.generated_tokens,
+                "progress.tokens_per_second": progress.tokens_per_second,
+                "progress.retries": progress.retries,
+                "chunk.seconds": scored.seconds,
             },
-            model_id=self.model_id,
-            dataset=self.dataset,
+            step=progress.rows_done,
         )
-        mlflow.log_params(
-            {"output_version": summary.output_version, "output_path": summary.output_path}
+
+    def record(self, summary: Summary) -> None:
+        """Log what the run has come to."""
+        progress = summary.progress
+        metrics: dict[str, float] = {
+            "rows": progress.rows_done,
+            "rows_with_errors": sum(summary.errors.values()),
+            "requests": progress.requests_done,
+            "retries": progress.retries,
+            "prompt_tokens": summary.prompt_tokens,
+            "completion_tokens": summary.completion_tokens,
+            "completion_tokens_per_second": progress.tokens_per_second,
+            "seconds": progress.seconds,
+            **{f"errors.{code}": count for code, count in summary.errors.items()},
+        }
+        if summary.balance:
+            metrics |= {
+                "rows_missing": summary.balance.missing,
+                "rows_doubled": summary.balance.doubled,
+            }
+        mlflow.log_metrics(metrics, model_id=self.model_id, dataset=self.dataset)
+        # tags, for a run that was resumed ends at another version than it stopped at
+        mlflow.set_tags(
+            {
+                "phi3_batch.outcome": summary.outcome.value,
+                "output_version": summary.output_version,
+                "output_path": summary.output_path,
+            }
         )
 
 
@@ -66,8 +90,9 @@ class ScoringRun:
 def scoring_run(plan: ScoringPlan) -> Iterator[ScoringRun]:
     """An MLflow run around a job; it ends as failed when the job does."""
     options = plan.options
-    with mlflow.start_run(run_name=f"score {options.input.text}") as run:
+    with _start_run(plan) as run:
         params = {
+            "fingerprint": plan.fingerprint,
             "model": options.model,
             "model_version": plan.model.resolved_uri,
             "input": options.input.text,
@@ -75,7 +100,9 @@ def scoring_run(plan: ScoringPlan) -> Iterator[ScoringRun]:
             "output": options.output.text,
             "limit": options.limit,
             "mode": options.mode,
-            **_describe(options.source),
+            "ids": ",".join(options.ids) or None,
+            "chunks": plan.chunk_count,
+            **options.source.settings(),
             **{f"params.{name}": value for name, value in plan.model.params.items()},
         }
         there = run.data.params  # `mlflow run` has logged some, quoted for its shell
@@ -92,20 +119,17 @@ def scoring_run(plan: ScoringPlan) -> Iterator[ScoringRun]:
         yield ScoringRun(run.info.run_id, dataset, model_id)
 
 
-def _describe(source: Source) -> dict[str, object]:
-    """Where requests come from; texts as digests, for a template is somebody's prompt too."""
-    template = source.user_template
-    return {
-        "column": source.column,
-        "system_sha256": _sha256(source.system),
-        "user_template_sha256": _sha256(template.text) if template else None,
-        "user_template_columns": ",".join(template.columns) if template else None,
-        **{f"params.{name}": f"col:{column}" for name, column in source.param_columns.items()},
-    }
-
-
-def _sha256(text: str | None) -> str | None:
-    return None if text is None else hashlib.sha256(text.encode()).hexdigest()
+def _start_run(plan: ScoringPlan) -> mlflow.ActiveRun:
+    """MLflow's run of a job: one that is resumed goes on in its own, where the store has it."""
+    begun_as = plan.state.run_id
+    if begun_as and "MLFLOW_RUN_ID" not in os.environ:  # which `mlflow run` sets
+        try:
+            mlflow.MlflowClient().get_run(begun_as)
+        except MlflowException:
+            pass
+        else:
+            return mlflow.start_run(run_id=begun_as)
+    return mlflow.start_run(run_name=f"score {plan.options.input.text}")
 
 
 def _model_in_store(model_id: str | None) -> str | None:

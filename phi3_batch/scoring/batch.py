@@ -1,113 +1,280 @@
-"""Running a scoring job: every row is scored once, and written in one commit."""
+"""Running a scoring job: chunk by chunk, each written once, whatever happens in between."""
 
-import re
 import time
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import partial
 
 from py4j.protocol import Py4JError
 from pyspark.errors import PySparkException
-from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from phi3_batch.errors import ScoringError
-from phi3_batch.scoring import schema, session, tables
-from phi3_batch.scoring.columns import named
-from phi3_batch.scoring.plan import ScoringPlan
-from phi3_batch.scoring.udf import batches_for, result_columns
+from phi3_batch.scoring import commits, faults, schema, session, tables
+from phi3_batch.scoring.balance import Balance, compare
+from phi3_batch.scoring.chunks import ChunkScorer, ScoredChunk
+from phi3_batch.scoring.ledger import describe_commit
+from phi3_batch.scoring.plan import REQUEST_ID, ScoringPlan
+from phi3_batch.scoring.udf import worker_settings
 
-_REFUSAL, _RESULT = "__phi3_batch_refusal", "__phi3_batch_result"
+# Two, so that while one commits or waits for its last task the other keeps the processors busy.
+_IN_FLIGHT = 2
+_TICK_S = 0.5
+
+
+class Outcome(Enum):
+    """How a run ended that did not fail."""
+
+    COMPLETE = "complete"
+    OUT_OF_BUDGET = "stopped by its budget"
+    INTERRUPTED = "interrupted"
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """When to stop before the end; what is in flight then is finished and committed.
+
+    Attributes:
+        hours: of scoring.
+        output_tokens: generated.
+    """
+
+    hours: float | None = None
+    output_tokens: int | None = None
+
+    def is_spent(self, seconds: float, tokens: int) -> bool:
+        """Whether no further chunk may start."""
+        return (self.hours is not None and seconds >= self.hours * 3600) or (
+            self.output_tokens is not None and tokens >= self.output_tokens
+        )
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a job is. Counts are of this process, unless they say otherwise.
+
+    Attributes:
+        rows: of the run in all.
+        rows_done: in the output, those that were there before included.
+        requests_left: not scored yet.
+        rows_scored: written by this process.
+        requests_done: scored.
+        generated_tokens: by the model.
+        errors: rows with an error, by code.
+        retries: Spark jobs that failed, or were run to find out why.
+        chunks_done: committed.
+        seconds: of scoring.
+    """
+
+    rows: int
+    rows_done: int
+    requests_left: int
+    rows_scored: int = 0
+    requests_done: int = 0
+    generated_tokens: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+    retries: int = 0
+    chunks_done: int = 0
+    seconds: float = 0.0
+
+    def add(self, scored: ScoredChunk) -> None:
+        """Count a chunk that is committed."""
+        self.rows_done += scored.chunk.rows
+        self.requests_left -= scored.chunk.requests
+        self.retries += scored.retries
+        if scored.by_us:
+            self.rows_scored += scored.chunk.rows
+            self.requests_done += scored.chunk.requests
+            self.generated_tokens += scored.generated_tokens
+            self.errors.update(scored.errors)
+            self.chunks_done += 1
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Generated tokens per second, the engine's loading included."""
+        return self.generated_tokens / self.seconds if self.seconds else 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Time to go, by the mean of all that was done: steady, where chunks are not."""
+        if not self.requests_done:
+            return None
+        return self.seconds * self.requests_left / self.requests_done
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What a finished job did.
+    """What a job did, and what its run has come to.
 
     Attributes:
-        rows: rows written.
-        errors: how many of them have an error, by code.
-        prompt_tokens: read, in all rows; 0 when the model does not count.
-        completion_tokens: generated, in all rows; 0 when the model does not count.
-        seconds: from the start of scoring to the commit.
-        output_version: of the Delta table, made by this job.
+        outcome: how it ended.
+        progress: what this process did.
+        balance: rows in against rows out, checked in the tables; None unless it is complete.
+        errors: rows of the run with an error, by code.
+        prompt_tokens: in all rows of the run; 0 when the model does not count.
+        completion_tokens: in all rows of the run; 0 when the model does not count.
+        output_version: of the Delta table.
         output_path: where the table is.
     """
 
-    rows: int
+    outcome: Outcome
+    progress: Progress
+    balance: Balance | None
     errors: Mapping[str, int]
     prompt_tokens: int
     completion_tokens: int
-    seconds: float
-    output_version: int
+    output_version: int | None
     output_path: str
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Completion tokens per second of scoring, the engine's loading included."""
-        return self.completion_tokens / self.seconds
 
 
 def run_scoring(
-    spark: SparkSession, plan: ScoringPlan, run_id: str, report: Callable[[int, int], None]
+    spark: SparkSession,
+    plan: ScoringPlan,
+    run_id: str,
+    *,
+    budget: Budget,
+    on_progress: Callable[[Progress], None],
+    on_chunk: Callable[[ScoredChunk, Progress], None],
 ) -> Summary:
-    """Score every row of a plan and write the output in one commit.
+    """Score the rows of a plan that are not in the output yet.
 
     Args:
         spark: the session the plan was made with.
         plan: from :func:`plan_scoring`.
         run_id: written beside each row.
-        report: called now and then with the tasks done and the tasks in all.
+        budget: when to stop before the end.
+        on_progress: called twice a second, and after each chunk.
+        on_chunk: called after each chunk.
 
     Raises:
-        ScoringError: the Spark job failed; the output is as it was.
+        ScoringError: a chunk cannot be scored, or the output does not have each row once at the
+            end. What was committed stays; the same command goes on from there.
     """
-    started = time.monotonic()
-    try:
-        scored = _score(spark, plan, run_id)
-
-        def write() -> None:
-            tables.write_table(scored, plan.options.output, plan.options.mode, run_id)
-
-        with batches_for(spark, plan.model):
-            session.run_with_progress(spark, write, plan.tasks, report)
-    except (PySparkException, Py4JError) as error:
-        raise ScoringError(f"{_why(error)}; the output is as it was") from error
-    return _summarize(spark, plan, run_id, time.monotonic() - started)
-
-
-def _score(spark: SparkSession, plan: ScoringPlan, run_id: str) -> DataFrame:
-    kept = [named(name) for name in plan.kept]
-
-    def added(columns: Mapping[str, Column]) -> list[Column]:
-        # a response that is not kept must not meet an input column of that name
-        return [columns[name].alias(name) for name in plan.scored_columns if name in columns]
-
-    rows = plan.input.rows.withColumn(_REFUSAL, plan.requests.refusal)
-    udf, read_result = result_columns(spark, plan.model, plan.requests)
-
-    # Rows that no model should see are split off before it. A condition around the UDF would not
-    # do: Spark runs a Python UDF for every row, whatever stands around it.
-    sound = rows.where(F.col(_REFUSAL).isNull()).repartition(plan.tasks).withColumn(_RESULT, udf)
-    answered = sound.select(*kept, *added(read_result(F.col(_RESULT))))
-    refusal = schema.columns_from_error(F.col(_REFUSAL))
-    refused = rows.where(F.col(_REFUSAL).isNotNull()).select(*kept, *added(refusal))
-
-    scored = answered.unionByName(refused).withColumns(
-        {
-            "model": F.lit(plan.model.resolved_uri),
-            "run_id": F.lit(run_id),
-            "scored_at": F.current_timestamp(),
-        }
+    progress = Progress(
+        rows=plan.total,
+        rows_done=plan.total - sum(chunk.rows for chunk in plan.to_do),
+        requests_left=sum(chunk.requests for chunk in plan.to_do),
     )
-    return scored.select(*kept, *plan.scored_columns)
+    with worker_settings(spark, plan.model):
+        job = _Job(spark, plan, run_id, budget, progress, on_progress, on_chunk)
+        outcome = job.run()
+    if outcome is Outcome.COMPLETE and plan.to_delete:
+        says = describe_commit(plan.fingerprint, chunk=None)
+        commits.delete_others(
+            plan.input.rows.select(*plan.options.ids), plan.options.output, plan.options.ids, says
+        )
+    return _summarize(spark, plan, outcome, progress)
 
 
-def _summarize(spark: SparkSession, plan: ScoringPlan, run_id: str, seconds: float) -> Summary:
-    version = tables.version_of_run(spark, plan.options.output, run_id)
-    output = tables.read_version(spark, plan.options.output, version)
+class _Job:
+    """The loop over chunks."""
+
+    def __init__(
+        self,
+        spark: SparkSession,
+        plan: ScoringPlan,
+        run_id: str,
+        budget: Budget,
+        progress: Progress,
+        on_progress: Callable[[Progress], None],
+        on_chunk: Callable[[ScoredChunk, Progress], None],
+    ) -> None:
+        self._plan = plan
+        self._budget = budget
+        self._progress = progress
+        self._on_progress = on_progress
+        self._on_chunk = on_chunk
+        self._scorer = ChunkScorer(spark, plan, run_id)
+        self._pool = session.JobPool(spark, _IN_FLIGHT)
+        self._running: set[Future[ScoredChunk | None]] = set()
+        self._started = time.monotonic()
+
+    def run(self) -> Outcome:
+        """Score what is to do.
+
+        Raises:
+            ScoringError: a chunk cannot be scored.
+        """
+        scorer, waiting = self._scorer, deque(self._plan.to_do)
+        try:
+            # The first commit makes or replaces the table, and is waited for: if its chunk cannot
+            # be scored, the table is as it was.
+            if self._plan.state.begin:
+                first = waiting.popleft() if waiting else None
+                self._submit(lambda: scorer.begin(first))
+                while self._running:
+                    self._wait()
+            if waiting:
+                scorer.find_start()
+            while self._running or (waiting and not self._is_spent()):
+                while waiting and len(self._running) < _IN_FLIGHT and not self._is_spent():
+                    self._submit(partial(scorer.score, waiting.popleft()))
+                self._wait()
+        except KeyboardInterrupt:
+            self._drop_running()
+            return Outcome.INTERRUPTED
+        except (ScoringError, PySparkException, Py4JError) as error:
+            self._drop_running()
+            why = str(error) if isinstance(error, ScoringError) else faults.why(error)
+            raise ScoringError(f"{why}; {self._how_to_go_on()}") from error
+        finally:
+            self._pool.close()
+        return Outcome.OUT_OF_BUDGET if waiting else Outcome.COMPLETE
+
+    def _is_spent(self) -> bool:
+        return self._budget.is_spent(
+            time.monotonic() - self._started, self._progress.generated_tokens
+        )
+
+    def _submit(self, work: Callable[[], ScoredChunk | None]) -> None:
+        self._running.add(self._pool.submit(work))
+
+    def _wait(self) -> None:
+        """Wait a moment for chunks in flight, and count those that are done."""
+        done, self._running = wait(self._running, _TICK_S, return_when=FIRST_COMPLETED)
+        self._progress.seconds = time.monotonic() - self._started
+        for future in done:
+            if scored := future.result():
+                self._progress.add(scored)
+                self._on_chunk(scored, self._progress)
+        self._on_progress(self._progress)
+
+    def _drop_running(self) -> None:
+        """Stop what is in flight; a chunk that had reached its commit is done all the same."""
+        while self._running:
+            self._pool.cancel()  # again and again: a job may have been about to start
+            done, self._running = wait(self._running, _TICK_S)
+            for future in done:
+                if future.exception() is None and (scored := future.result()):
+                    self._progress.add(scored)
+
+    def _how_to_go_on(self) -> str:
+        done, rows = self._progress.rows_done, self._progress.rows
+        if done == 0:
+            return "the output is as it was"
+        return f"{done:,} of {rows:,} rows are in the output, the same command goes on from there"
+
+
+def _summarize(
+    spark: SparkSession, plan: ScoringPlan, outcome: Outcome, progress: Progress
+) -> Summary:
+    """Look at the tables, unless the user wants to be gone.
+
+    Raises:
+        ScoringError: the run is complete and rows are missing, or are there more than once.
+    """
+    output = plan.options.output
+    if outcome is Outcome.INTERRUPTED:
+        return Summary(outcome, progress, None, progress.errors, 0, 0, None, output.text)
+    version = tables.latest_version(spark, output)
+    table = tables.read_version(spark, output, version)
+    mine = table.where(F.col(schema.FINGERPRINT) == plan.fingerprint)
     by_code = (
-        output.where(F.col("run_id") == run_id)
-        .groupBy(F.col("error.code").alias("code"))
+        mine.groupBy(F.col("error")["code"].alias("code"))
         .agg(
             F.count("*").alias("rows"),
             F.sum("prompt_tokens").alias("prompt_tokens"),
@@ -115,28 +282,25 @@ def _summarize(spark: SparkSession, plan: ScoringPlan, run_id: str, seconds: flo
         )
         .collect()
     )
+    balance = None
+    if outcome is Outcome.COMPLETE:
+        balance = compare(
+            plan.pinned.withColumnRenamed(REQUEST_ID, schema.REQUEST_ID),
+            table if plan.options.ids else mine,
+            plan.options.ids,
+        )
+        if not balance.ok:
+            raise ScoringError(
+                f"the output does not have each row once: {balance}; if nobody else writes to it,"
+                " the same command says what to do"
+            )
     return Summary(
-        rows=sum(row["rows"] for row in by_code),
+        outcome=outcome,
+        progress=progress,
+        balance=balance,
         errors={row["code"]: row["rows"] for row in by_code if row["code"]},
         prompt_tokens=sum(row["prompt_tokens"] or 0 for row in by_code),
         completion_tokens=sum(row["completion_tokens"] or 0 for row in by_code),
-        seconds=seconds,
         output_version=version,
-        output_path=tables.open_output(spark, plan.options.output).path or "",
+        output_path=tables.open_output(spark, output).path or "",
     )
-
-
-def _why(error: Exception) -> str:
-    """What made a Spark job fail, in one line that quotes nobody's data."""
-    text = str(error)
-    if ours := re.search(r"phi3_batch\.errors\.\w+: (.+)", text):
-        return ours.group(1)
-    if "[RESULT_ROWS_MISMATCH]" in text or "[OUTPUT_EXCEEDS_INPUT_ROWS]" in text:
-        return "the model returned another number of results than rows"
-    if "Python worker exited unexpectedly" in text:
-        return "a Python worker died while the model ran (out of memory, perhaps)"
-    # another model's exception: its class alone, for its text may quote a prompt
-    raised = re.findall(r"^(?:\w+\.)*(\w+(?:Error|Exception))\b", text, re.MULTILINE)
-    if "Traceback (most recent call last)" in text and raised:
-        return f"the model raised {raised[-1]} in a Spark task"
-    return tables.first_line(error)

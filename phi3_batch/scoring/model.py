@@ -16,6 +16,7 @@ import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models.model import ModelInfo
 from mlflow.pyfunc import PyFuncModel
+from mlflow.types import ParamSpec
 
 from phi3_batch.errors import InvalidModelError, InvalidParameterError
 from phi3_batch.generation import GenerationParams
@@ -74,7 +75,7 @@ class ScoringModel:
         served_uri: what Spark loads; another one where a plain pipeline was wrapped.
         kind: how it answers.
         params: generation parameters that hold for every row.
-        defaults: for a chat model, what a row has that gives no parameter.
+        defaults: what a row has that gives no parameter.
         model_id: of MLflow's logged model, where it is one.
     """
 
@@ -90,6 +91,15 @@ class ScoringModel:
     def takes_messages(self) -> bool:
         """Whether it wants chats, not prompts."""
         return self.kind is ModelKind.CHAT
+
+    @property
+    def greedy(self) -> bool:
+        """Whether rows without a temperature of their own are decoded greedily.
+
+        Then equal requests have equal completions. A model that is not ours may do as it likes.
+        """
+        ours = self.kind not in (ModelKind.TEXT, ModelKind.ONE_BY_ONE)
+        return ours and self.params.get("temperature", self.defaults["temperature"]) == 0
 
     @property
     def counts_tokens(self) -> bool:
@@ -156,6 +166,7 @@ def load_model(
     kind = _find_kind(found, model, pilot_prompts, options)
     config = model.model_config or {}
     defaults = asdict(GenerationParams()) | {"n": 1, "stream": False} | dict(config)
+    defaults |= {spec.name: spec.default for spec in _param_specs(found)}
     return ScoringModel(
         uri=found.uri,
         resolved_uri=found.resolved_uri,
@@ -171,9 +182,12 @@ def _known_params(found: FoundModel) -> list[str]:
     """Names of the generation parameters that a job may set."""
     if found.takes_messages:
         return list(CHAT_PARAMS)
+    return [spec.name for spec in _param_specs(found) if spec.name != USAGE_PARAM]
+
+
+def _param_specs(found: FoundModel) -> list[ParamSpec]:
     signature = found.info.signature
-    params = signature.params if signature else None
-    return [spec.name for spec in params if spec.name != USAGE_PARAM] if params else []
+    return list(signature.params) if signature and signature.params else []
 
 
 def _find_kind(
@@ -184,8 +198,7 @@ def _find_kind(
 ) -> ModelKind:
     if found.takes_messages:
         return ModelKind.CHAT
-    signature = found.info.signature
-    if signature and signature.params and any(p.name == USAGE_PARAM for p in signature.params):
+    if any(spec.name == USAGE_PARAM for spec in _param_specs(found)):
         return ModelKind.USAGE
     if _OURS in (found.info.metadata or {}):
         return ModelKind.BARE

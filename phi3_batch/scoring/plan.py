@@ -1,24 +1,30 @@
 """Planning a scoring job: everything that can be wrong with it is found before the first row."""
 
+import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
 from phi3_batch.errors import InvalidParameterError, TableError
 from phi3_batch.generation import GenerationParams
-from phi3_batch.scoring import schema, session, tables
+from phi3_batch.scoring import identity, incremental, outputs, schema, session, tables
 from phi3_batch.scoring.columns import find_field
+from phi3_batch.scoring.ledger import RunRecord
 from phi3_batch.scoring.model import FoundModel, ScoringModel, find_model, load_model
+from phi3_batch.scoring.outputs import OutputState
 from phi3_batch.scoring.requests import RowRequests, prompt_requests
 from phi3_batch.scoring.source import Source
-from phi3_batch.scoring.tables import InputTable, Location, OutputTable, WriteMode
+from phi3_batch.scoring.tables import InputTable, Location, WriteMode
 
-# Rows of one task. Enough to outweigh what a task costs to start, few enough that progress shows
-# and that a lost task is not a lost hour.
-_ROWS_PER_TASK = 256
+# Columns of `ScoringPlan.work`, beside the input's.
+REQUEST_ID = "__phi3_batch_request_id"
+REFUSAL = "__phi3_batch_refusal"
+BUCKET = "__phi3_batch_bucket"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +39,10 @@ class ScoreOptions:
         keep: input columns to carry into the output; None carries all.
         keep_response: for a chat model, keep the whole completion object too.
         limit: score this many rows at most; None scores all.
-        mode: what happens when the output is there already.
+        mode: what happens when the output has rows that are not this run's.
+        ids: columns that name a row: score only what is new or has changed since.
+        retry_errors: with ids, score rows again that have an error.
+        delete_removed: with ids, delete output rows that the input has no longer.
         generation: generation parameters given by the user; the model's defaults for the others.
     """
 
@@ -45,7 +54,25 @@ class ScoreOptions:
     keep_response: bool = False
     limit: int | None = None
     mode: WriteMode = "error"
+    ids: tuple[str, ...] = ()
+    retry_errors: bool = False
+    delete_removed: bool = False
     generation: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A part of a run that is committed as a whole.
+
+    Attributes:
+        number: from 0.
+        rows: in it.
+        requests: how many the model is asked, equal ones once.
+    """
+
+    number: int
+    rows: int
+    requests: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,20 +84,42 @@ class ScoringPlan:
         input: the rows, pinned.
         model: what will score them.
         requests: what the model is asked for each row.
-        rows: how many there are.
+        pinned: the rows, each with its request's hash.
+        work: those to score, with their hidden columns.
+        greedy: whether a row is decoded greedily, so that equal requests have equal completions.
+        fingerprint: of the run.
+        settings: what shapes results, in words.
+        request_columns: of the input, whose values are the request.
+        state: what of the run is in the output already.
+        total: rows of the run, those that are done included.
         refused: how many of them no model will see, by error code.
-        tasks: how many Spark tasks score them.
+        chunks: those that have rows.
+        chunk_count: the chunk of a row is its bucket modulo this.
+        done: numbers of the chunks that are in the output.
         kept: names of the input columns that go into the output.
+        changes: with ids, how the input differs from the output.
+        slots: tasks that run at the same time.
     """
 
     options: ScoreOptions
     input: InputTable
     model: ScoringModel
     requests: RowRequests
-    rows: int
+    pinned: DataFrame
+    work: DataFrame
+    greedy: Column
+    fingerprint: str
+    settings: Mapping[str, str]
+    request_columns: tuple[str, ...]
+    state: OutputState
+    total: int
     refused: Mapping[str, int]
-    tasks: int
+    chunks: tuple[Chunk, ...]
+    chunk_count: int
+    done: frozenset[int]
     kept: tuple[str, ...]
+    changes: incremental.Changes | None
+    slots: int
 
     @property
     def scored_columns(self) -> tuple[str, ...]:
@@ -82,6 +131,36 @@ class ScoringPlan:
     def columns(self) -> tuple[str, ...]:
         """Names of the output's columns."""
         return (*self.kept, *self.scored_columns)
+
+    @property
+    def to_do(self) -> tuple[Chunk, ...]:
+        """The chunks that are not in the output yet."""
+        return tuple(chunk for chunk in self.chunks if chunk.number not in self.done)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the output has all of the run, and nothing is left to write."""
+        return not self.to_do and not self.state.begin and not self.to_delete
+
+    @property
+    def to_delete(self) -> int:
+        """Rows that the input has no longer, where the user wants them deleted."""
+        return self.changes.removed if self.changes and self.options.delete_removed else 0
+
+    def record(self, run_id: str) -> RunRecord:
+        """What the run's first commit says of it."""
+        return RunRecord(
+            fingerprint=self.fingerprint,
+            settings=self.settings,
+            input=self.options.input.text,
+            input_version=self.input.version,
+            request_columns=self.request_columns,
+            ids=self.options.ids,
+            limit=self.options.limit,
+            rows=self.total,
+            chunks=self.chunk_count,
+            run_id=run_id,
+        )
 
 
 def plan_scoring(
@@ -100,6 +179,7 @@ def plan_scoring(
         InvalidParameterError: an option is out of range, or has no meaning for the model.
     """
     _check_generation(options.generation)
+    _check_incremental(options)
     table = tables.open_input(spark, options.input)
     found = find_model(options.model)
     if options.keep_response and not found.takes_messages:
@@ -109,26 +189,133 @@ def plan_scoring(
     options.source.check(found, table.rows.schema, table.location.text)
     added = schema.output_columns(keep_response=options.keep_response)
     kept = _kept_fields(table.rows.schema, options.keep, added)
-    columns = StructType([*kept, *added])
-    _check_output(tables.open_output(spark, options.output), table, columns, options.mode)
     if options.limit is not None:
-        # the rows are read more than once, and must be the same rows each time
-        limited = table.rows.limit(options.limit).localCheckpoint()
-        table = InputTable(table.location, limited, table.version, table.path)
+        table = limited(table, options.limit)
+
+    settings = _settings(found, options)
+    digest = identity.settings_digest({**settings, "model": str(found.info.model_uuid)})
+    shape = [(column.name, column.dataType.simpleString()) for column in (*kept, *added)]
+    fingerprint = identity.fingerprint(
+        digest, {"input": table.identity, "limit": options.limit, "columns": shape}
+    )
+    output = tables.open_output(spark, options.output)
+    if output.path is not None and output.path == table.path:
+        raise TableError(f"output {output.location.text} is the input: give another table")
+    asked = outputs.AskedRun(
+        fingerprint=fingerprint,
+        settings=settings,
+        input=options.input.text,
+        input_version=table.version,
+        columns=StructType([*kept, *added]),
+        mode=options.mode,
+        ids=options.ids,
+    )
+    state = outputs.look(spark, output, asked)
+
+    columns = options.source.request_columns(found)
+    rows = table.rows.withColumn(
+        REQUEST_ID, identity.request_id(table.rows.schema, columns, digest)
+    )
+    pinned, changes = rows, None
+    if options.ids:
+        kept_names = kept.fieldNames()
+        incremental.check_ids(rows, options.ids, kept_names, table.location.text)
+        rows, changes = incremental.compare(
+            spark,
+            rows,
+            REQUEST_ID,
+            output,
+            options.ids,
+            anew=state.begin is not None,
+            retry_errors=options.retry_errors,
+        )
     model = _load(found, table.rows, options, wrap_pipeline)
     requests = options.source.requests(model)
-    counts = _count_by_refusal(table.rows, requests.refusal)
-    to_score = counts.pop(None, 0)
+    work = rows.withColumns(
+        {REFUSAL: requests.refusal, BUCKET: identity.bucket_of(F.col(REQUEST_ID))}
+    )
+    greedy = _greedy(model, requests)
+    counts = _count(work, greedy)
+    chunk_count = identity.chunk_count(sum(count.requests for count in counts))
+    chunks = _chunks(counts, chunk_count)
+    rows_by_chunk = {chunk.number: chunk.rows for chunk in chunks}
+    done = outputs.done_chunks(output, state, rows_by_chunk, chunk_count)
     return ScoringPlan(
         options=options,
         input=table,
         model=model,
         requests=requests,
-        rows=to_score + sum(counts.values()),
-        refused={code: count for code, count in counts.items() if code is not None},
-        tasks=max(-(-to_score // _ROWS_PER_TASK), min(to_score, session.task_slots(spark)), 1),
+        pinned=pinned,
+        work=work,
+        greedy=greedy,
+        fingerprint=fingerprint,
+        settings=settings,
+        request_columns=columns,
+        state=state,
+        total=sum(chunk.rows for chunk in chunks),
+        refused=_sum_by_code(counts),
+        chunks=chunks,
+        chunk_count=chunk_count,
+        done=done,
         kept=tuple(kept.fieldNames()),
+        changes=changes,
+        slots=session.task_slots(spark),
     )
+
+
+def limited(table: InputTable, limit: int) -> InputTable:
+    """So many rows of a table, the same ones whoever asks."""
+    order = identity.row_digest(table.rows.columns)
+    return replace(table, rows=table.rows.orderBy(order).limit(limit))
+
+
+def _settings(found: FoundModel, options: ScoreOptions) -> dict[str, str]:
+    """What shapes results, in words that can be shown and kept."""
+    given = {f"params.{name}": str(value) for name, value in options.generation.items()}
+    if "stop" in options.generation:  # it may quote what completions are about
+        stop = "\0".join(options.generation["stop"])
+        given["params.stop"] = f"sha256 {hashlib.sha256(stop.encode()).hexdigest()}"
+    return {"model": found.resolved_uri, **options.source.settings(), **given}
+
+
+def _greedy(model: ScoringModel, requests: RowRequests) -> Column:
+    temperature = requests.inputs.get("temperature")  # where a job or its rows have their own
+    return F.lit(model.greedy) if temperature is None else temperature == 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Count:
+    bucket: int
+    code: str | None
+    rows: int
+    requests: int
+
+
+def _count(work: DataFrame, greedy: Column) -> list[_Count]:
+    """Rows by bucket and by what is wrong with them, and the requests that they make."""
+    sound = F.col(REFUSAL).isNull()
+    once = F.count_distinct(F.when(sound & greedy, F.col(REQUEST_ID)))
+    counted = work.groupBy(BUCKET, F.col(REFUSAL)["code"].alias("code")).agg(
+        F.count(F.lit(1)).alias("rows"),
+        (once + F.count_if(sound & ~greedy)).alias("requests"),
+    )
+    return [_Count(*row) for row in counted.collect()]
+
+
+def _chunks(counts: Sequence[_Count], number: int) -> tuple[Chunk, ...]:
+    rows, requests = Counter[int](), Counter[int]()
+    for count in counts:
+        rows[count.bucket % number] += count.rows
+        requests[count.bucket % number] += count.requests
+    return tuple(Chunk(chunk, rows[chunk], requests[chunk]) for chunk in sorted(rows))
+
+
+def _sum_by_code(counts: Sequence[_Count]) -> dict[str, int]:
+    by_code = Counter[str]()
+    for count in counts:
+        if count.code:
+            by_code[count.code] += count.rows
+    return dict(by_code)
 
 
 def _check_generation(generation: Mapping[str, Any]) -> None:
@@ -136,6 +323,20 @@ def _check_generation(generation: Mapping[str, Any]) -> None:
     GenerationParams(**{name: value for name, value in generation.items() if name != "n"})
     if generation.get("n", 1) < 1:
         raise InvalidParameterError(f"n must be 1 or above, not {generation['n']}")
+
+
+def _check_incremental(options: ScoreOptions) -> None:
+    """Raise for options that go together in no way."""
+    for name, given in (
+        ("--retry-errors", options.retry_errors),
+        ("--delete-removed", options.delete_removed),
+    ):
+        if given and not options.ids:
+            raise InvalidParameterError(f"{name} goes with --id, which says what a row is")
+    if options.delete_removed and options.limit is not None:
+        raise InvalidParameterError(
+            "--delete-removed would delete all rows beyond --limit: give one of them"
+        )
 
 
 def _load(
@@ -152,11 +353,6 @@ def _load(
     return load_model(
         found, options.generation, wrap_pipeline=wrap_pipeline, pilot_prompts=pilot_prompts
     )
-
-
-def _count_by_refusal(rows: DataFrame, refusal: Column) -> dict[str | None, int]:
-    counted = rows.groupBy(refusal["code"].alias("code")).count().collect()
-    return {row["code"]: row["count"] for row in counted}
 
 
 def _kept_fields(table: StructType, keep: Sequence[str] | None, added: StructType) -> StructType:
@@ -182,27 +378,3 @@ def _kept_fields(table: StructType, keep: Sequence[str] | None, added: StructTyp
         )
     tables.check_column_names([field.name for field in kept])
     return StructType(kept)
-
-
-def _check_output(
-    output: OutputTable, table: InputTable, columns: StructType, mode: WriteMode
-) -> None:
-    name = output.location.text
-    if output.path is not None and output.path == table.path:
-        raise TableError(f"output {name} is the input: give another table")
-    if output.schema is None:
-        return
-    if mode == "error":
-        raise TableError(f"output {name} exists: use --mode append or --mode overwrite")
-    if mode == "append":
-        there, new = _types(output.schema), _types(columns)
-        differing = sorted(dict(there ^ new))
-        if differing:
-            raise TableError(
-                f"output {name} has other columns than this job writes ({', '.join(differing)}):"
-                " choose another output, other columns with --keep, or --mode overwrite"
-            )
-
-
-def _types(table: StructType) -> set[tuple[str, str]]:
-    return {(field.name, field.dataType.simpleString()) for field in table}

@@ -75,6 +75,9 @@ _COUNTS = ("prompt_tokens", "completion_tokens", "total_tokens")
 # The whole completion object, where it is kept: a column of its own behind `error`.
 RESPONSE = "response"
 
+# What was asked, and in which run: by these two a run is resumed and verified.
+REQUEST_ID, FINGERPRINT = "request_id", "fingerprint"
+
 _ERROR_OBJECT = "error"
 
 
@@ -84,8 +87,10 @@ def output_columns(*, keep_response: bool) -> StructType:
         [
             *USAGE_RESULT,
             *([StructField(RESPONSE, CHAT_COMPLETION)] if keep_response else []),
+            StructField(REQUEST_ID, StringType()),
             StructField("model", StringType()),
             StructField("run_id", StringType()),
+            StructField(FINGERPRINT, StringType()),
             StructField("scored_at", TimestampType()),
         ]
     )

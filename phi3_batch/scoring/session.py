@@ -10,13 +10,14 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
+from typing import TypeVar
 
 from delta import configure_spark_with_delta_pip
 from py4j.protocol import Py4JError
-from pyspark import SparkConf, SparkContext, StatusTracker, inheritable_thread_target
+from pyspark import SparkConf, SparkContext, inheritable_thread_target
 from pyspark.errors import AnalysisException, PySparkAttributeError, PySparkRuntimeError
 from pyspark.sql import SparkSession
 
@@ -30,7 +31,8 @@ _DEFAULTS = {
     "spark.log.level": "WARN",
 }
 _APP_NAME = "phi3-batch"
-_PROGRESS_INTERVAL_S = 0.5
+
+Result = TypeVar("Result")
 
 
 def get_session() -> SparkSession:
@@ -62,60 +64,53 @@ def task_slots(spark: SparkSession) -> int:
     return max(1, cores // int(spark.conf.get("spark.task.cpus", "1") or 1))
 
 
-def run_with_progress(
-    spark: SparkSession, work: Callable[[], None], tasks: int, report: Callable[[int, int], None]
-) -> None:
-    """Run Spark jobs, and tell how far they are.
-
-    The work has a thread of its own: this one is free to look, and to hear Ctrl-C, which cancels
-    the jobs. Interrupted, this returns or raises only when it is known whether the work was done.
+class JobPool:
+    """Runs Spark jobs side by side, in threads that can be told to stop.
 
     Args:
-        spark: the session that the work uses.
-        work: starts Spark jobs and waits for them.
-        tasks: of the stage that takes the time; the latest stage with as many is looked at.
-        report: called with the tasks done and the tasks in all; on Spark Connect, which does not
-            tell, never.
-
-    Raises:
-        KeyboardInterrupt: Ctrl-C came, and the work was not done.
+        spark: the session that the jobs use.
+        width: how many at once.
     """
-    try:
-        context = spark.sparkContext
-    except PySparkAttributeError:  # Spark Connect
-        work()
-        return
-    group = f"{_APP_NAME} {uuid.uuid4()}"
 
-    def grouped() -> None:
-        context.setJobGroup(group, "scoring", interruptOnCancel=True)
-        work()
-
-    with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(inheritable_thread_target(spark)(grouped))
+    def __init__(self, spark: SparkSession, width: int) -> None:
+        self._spark = spark
+        self._threads = ThreadPoolExecutor(width)
+        self._group = f"{_APP_NAME} {uuid.uuid4()}"
+        self._cancelled = False
         try:
-            while not wait([running], timeout=_PROGRESS_INTERVAL_S).done:
-                _report_stage(context.statusTracker(), group, tasks, report)
-        except KeyboardInterrupt:
-            context.cancelJobGroup(group)
-            if running.exception() is not None:
-                raise
-        running.result()
+            self._context: SparkContext | None = spark.sparkContext
+        except PySparkAttributeError:  # Spark Connect
+            self._context = None
 
+    def submit(self, work: Callable[[], Result]) -> "Future[Result]":
+        """Start some work, which starts Spark jobs and waits for them."""
 
-def _report_stage(
-    tracker: StatusTracker, group: str, tasks: int, report: Callable[[int, int], None]
-) -> None:
-    stages = [
-        stage
-        for job_id in tracker.getJobIdsForGroup(group)
-        if (job := tracker.getJobInfo(job_id))
-        for stage_id in job.stageIds
-        if (stage := tracker.getStageInfo(stage_id)) and stage.numTasks >= tasks
-    ]
-    if stages:
-        latest = max(stages, key=lambda stage: stage.stageId)
-        report(latest.numCompletedTasks, latest.numTasks)
+        def grouped() -> Result:
+            if self._context:
+                self._context.setJobGroup(self._group, "scoring", interruptOnCancel=True)
+            else:
+                self._spark.addTag(self._group)
+            return work()
+
+        run = inheritable_thread_target(self._spark)(grouped) if self._context else grouped
+        return self._threads.submit(run)
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether :meth:`cancel` was called: a job that fails then has failed for that reason."""
+        return self._cancelled
+
+    def cancel(self) -> None:
+        """Stop the running jobs; what they have not committed is dropped."""
+        self._cancelled = True
+        if self._context:
+            self._context.cancelJobGroup(self._group)
+        else:
+            self._spark.interruptTag(self._group)
+
+    def close(self) -> None:
+        """Wait until all work has ended."""
+        self._threads.shutdown(wait=True)
 
 
 def _submitted_session() -> SparkSession:

@@ -1,5 +1,6 @@
 """Which columns of a table become the requests of a model, and whether they can."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -51,6 +52,26 @@ class Source:
         if self.user_template:
             return f"messages made of {', '.join(self.user_template.columns)}"
         return f"column {self.column or (MESSAGES_INPUT if model.takes_messages else PROMPT_INPUT)}"
+
+    def request_columns(self, model: FoundModel) -> tuple[str, ...]:
+        """Names of the columns that shape a row's completion."""
+        if self.user_template:
+            texts = self.user_template.columns
+        else:
+            texts = (self.column or (MESSAGES_INPUT if model.takes_messages else PROMPT_INPUT),)
+        return (*texts, *(self.param_columns[name] for name in sorted(self.param_columns)))
+
+    def settings(self) -> dict[str, str]:
+        """Where requests come from; texts as digests, for a template is somebody's prompt too."""
+        template = self.user_template
+        described = {
+            "column": self.column,
+            "system_sha256": _sha256(self.system),
+            "user_template_sha256": _sha256(template.text) if template else None,
+            "user_template_columns": ",".join(template.columns) if template else None,
+            **{f"params.{name}": f"col:{column}" for name, column in self.param_columns.items()},
+        }
+        return {name: value for name, value in described.items() if value is not None}
 
     def check(self, model: FoundModel, table: StructType, where: str) -> None:
         """See whether a table has what the model wants.
@@ -134,6 +155,10 @@ class Source:
                 f"column {name!r} of {where} is {found.simpleString()}, not"
                 " array<struct<role:string,content:string>>"
             )
+
+
+def _sha256(text: str | None) -> str | None:
+    return None if text is None else hashlib.sha256(text.encode()).hexdigest()
 
 
 def _is_messages(found: DataType) -> bool:

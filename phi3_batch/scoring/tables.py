@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from py4j.protocol import Py4JError
 from pyspark.errors import AnalysisException, ParseException, PySparkException
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
 from phi3_batch.errors import TableError
@@ -27,8 +28,6 @@ _FILE_FORMATS = {
 }
 # Delta keeps these out of column names unless a table has column mapping
 _REFUSED_BY_DELTA = re.compile(r"[ ,;{}()\n\t=]")
-# Delta writes its value into the commit, and DESCRIBE HISTORY shows it as userMetadata
-_COMMIT_MARK = "spark.databricks.delta.commitInfo.userMetadata"
 # Spark's conditions for a name or path that is not there, or is there and is no Delta table
 _NOT_A_DELTA_TABLE = (
     "PATH_NOT_FOUND",
@@ -78,12 +77,14 @@ class InputTable:
         rows: the DataFrame, read at ``version`` where there is one.
         version: of the Delta table; None for files and views.
         path: where the data is; None for views.
+        identity: of these very rows: a Delta table's id and version, else a hash of all of them.
     """
 
     location: Location
     rows: DataFrame
     version: int | None
     path: str | None
+    identity: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +94,13 @@ class OutputTable:
     Attributes:
         schema: what the table looks like now; None when it is not there yet.
         path: where its data is; for a named table that is not there yet, None.
+        version: the latest; None when it is not there yet.
     """
 
     location: Location
     schema: StructType | None
     path: str | None
+    version: int | None
 
 
 def open_input(spark: SparkSession, location: Location) -> InputTable:
@@ -109,11 +112,13 @@ def open_input(spark: SparkSession, location: Location) -> InputTable:
     with _one_line_errors("read", location):
         if location.file_format:
             rows = _read_files(spark, location.path, location.file_format)
-            return InputTable(location, rows, None, normal_path(location.path))
-        path = _delta_path(spark, location)
-        if path is not None:
-            version = _latest_version(spark, location)
-            return InputTable(location, read_version(spark, location, version), version, path)
+            path = normal_path(location.path)
+            return InputTable(location, rows, None, path, content_digest(rows))
+        delta = _delta_table(spark, location)
+        if delta is not None:
+            version = latest_version(spark, location)
+            rows = read_version(spark, location, version)
+            return InputTable(location, rows, version, delta.path, f"{delta.id}@{version}")
         if location.is_path:
             raise TableError(
                 f"no Delta table at {location.text} (JSONL, CSV and Parquet files are read too,"
@@ -123,7 +128,8 @@ def open_input(spark: SparkSession, location: Location) -> InputTable:
             raise TableError(
                 f"no table {location.text}: for the folder of that name give ./{location.text}"
             )
-        return InputTable(location, spark.table(location.text), None, None)
+        rows = spark.table(location.text)
+        return InputTable(location, rows, None, None, content_digest(rows))
 
 
 def open_output(spark: SparkSession, location: Location) -> OutputTable:
@@ -138,13 +144,12 @@ def open_output(spark: SparkSession, location: Location) -> OutputTable:
             " give the path of a folder or a table's name"
         )
     with _one_line_errors("write", location):
-        path = _delta_path(spark, location)
-        if path is not None:
-            reader = spark.read.format("delta")
-            rows = reader.load(location.path) if location.is_path else spark.table(location.text)
-            return OutputTable(location, rows.schema, path)
+        delta = _delta_table(spark, location)
+        if delta is not None:
+            rows = read_table(spark, location)
+            return OutputTable(location, rows.schema, delta.path, latest_version(spark, location))
         if location.is_path:
-            return OutputTable(location, None, normal_path(location.path))
+            return OutputTable(location, None, normal_path(location.path), None)
         if spark.catalog.tableExists(location.text):
             raise TableError(f"output {location.text} exists and is not a Delta table")
         if spark.conf.get("spark.sql.catalogImplementation") == "in-memory":
@@ -152,31 +157,14 @@ def open_output(spark: SparkSession, location: Location) -> OutputTable:
                 f"output {location.text} is a table's name, and this Spark session forgets its"
                 f" tables when it ends: give a path, such as ./{location.text}"
             )
-        return OutputTable(location, None, None)
+        return OutputTable(location, None, None, None)
 
 
-def write_table(rows: DataFrame, location: Location, mode: WriteMode, run_id: str) -> None:
-    """Write rows as one Delta commit, marked with the run that made it."""
-    writer = rows.write.format("delta").mode("errorifexists" if mode == "error" else mode)
-    if mode == "overwrite":
-        writer = writer.option("overwriteSchema", "true")
-    conf = rows.sparkSession.conf
-    conf.set(_COMMIT_MARK, run_id)  # the writer's option of that name is lost in saveAsTable
-    try:
-        if location.is_path:
-            writer.save(location.path)
-        else:
-            writer.saveAsTable(location.text)
-    finally:
-        conf.unset(_COMMIT_MARK)
-
-
-def version_of_run(spark: SparkSession, location: Location, run_id: str) -> int:
-    """The version of a Delta table that a run committed."""
-    history = spark.sql(f"DESCRIBE HISTORY {location.sql}")
-    commit = history.where(history["userMetadata"] == run_id).select("version").head()
-    assert commit is not None  # asked for after the run's commit
-    return int(commit["version"])
+def read_table(spark: SparkSession, location: Location) -> DataFrame:
+    """A Delta table as it is now."""
+    if location.is_path:
+        return spark.read.format("delta").load(location.path)
+    return spark.table(location.text)
 
 
 def read_version(spark: SparkSession, location: Location, version: int) -> DataFrame:
@@ -209,19 +197,37 @@ def _read_files(spark: SparkSession, path: str, file_format: str) -> DataFrame:
     return spark.read.format(file_format).load(path)
 
 
-def _delta_path(spark: SparkSession, location: Location) -> str | None:
-    """Where a Delta table's data is; None when there is no Delta table of that name or path."""
+def content_digest(rows: DataFrame) -> str:
+    """A hash of all rows, whatever their order."""
+    row = F.xxhash64(F.to_json(F.struct("*"), {"ignoreNullFields": "false"}))
+    summed = rows.agg(F.count(F.lit(1)), F.sum(row.cast("decimal(20)"))).head()
+    assert summed is not None  # an aggregate of no rows is a row too
+    return f"{summed[0]} rows, {summed[1]}"
+
+
+@dataclass(frozen=True, slots=True)
+class _DeltaTable:
+    id: str
+    path: str
+
+
+def _delta_table(spark: SparkSession, location: Location) -> _DeltaTable | None:
+    """What Delta says of a table; None when there is no Delta table of that name or path."""
     try:
-        detail = spark.sql(f"DESCRIBE DETAIL {location.sql}").select("format", "location").head()
+        described = spark.sql(f"DESCRIBE DETAIL {location.sql}")
+        detail = described.select("format", "id", "location").head()
     except AnalysisException as error:
         if (error.getCondition() or "").startswith(_NOT_A_DELTA_TABLE):
             return None
         raise
     assert detail is not None  # one row for a table
-    return normal_path(detail["location"]) if detail["format"] == "delta" else None
+    if detail["format"] != "delta":
+        return None
+    return _DeltaTable(detail["id"], normal_path(detail["location"]))
 
 
-def _latest_version(spark: SparkSession, location: Location) -> int:
+def latest_version(spark: SparkSession, location: Location) -> int:
+    """The newest version of a Delta table."""
     newest = spark.sql(f"DESCRIBE HISTORY {location.sql} LIMIT 1").select("version").head()
     assert newest is not None  # a Delta table has at least the version that made it
     return int(newest["version"])

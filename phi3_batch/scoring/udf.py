@@ -1,6 +1,6 @@
 """MLflow's UDF of a model, and how its result becomes columns."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import mlflow
@@ -18,10 +18,18 @@ from phi3_batch.scoring.model import (
     mlflow_params,
     quiet_about_local_environment,
 )
-from phi3_batch.scoring.requests import MESSAGES_INPUT, RowRequests, chat_requests, with_stand_ins
+from phi3_batch.scoring.requests import MESSAGES_INPUT, chat_requests, with_stand_ins
 
 # An error of MLflow's schema enforcement quotes the data, unless this is set.
 _NO_DATA_IN_ERRORS = {"MLFLOW_DISABLE_SCHEMA_DETAILS": "true"}
+# In a job, a row that hangs in native code ends its process, and the job finds the row.
+_WORKER_ENV = _NO_DATA_IN_ERRORS | {"PHI3_BATCH_TIME_LIMITS": "1"}
+
+_IDLE_LIMIT = "spark.sql.execution.pyspark.udf.idleTimeoutSeconds"
+_KILL_IDLE = "spark.sql.execution.pyspark.udf.killOnIdleTimeout"
+# A worker that is silent for so long, and so many times what tasks take, is not slow: it hangs.
+_HANG_SECONDS = 600
+_HANG_FACTOR = 10
 
 _RESULT_TYPES: dict[ModelKind, StructType | str] = {
     ModelKind.CHAT: schema.CHAT_COMPLETION,
@@ -36,15 +44,15 @@ _READERS: dict[ModelKind, Callable[[Column], dict[str, Column]]] = {
 }
 
 
-def result_columns(
-    spark: SparkSession, model: ScoringModel, requests: RowRequests
-) -> tuple[Column, Callable[[Column], dict[str, Column]]]:
-    """The model's UDF over its inputs, and how its result becomes output columns.
+def model_udf(
+    spark: SparkSession, model: ScoringModel
+) -> tuple[Callable[[Column], Column], Callable[[Column], dict[str, Column]]]:
+    """The model's UDF over a struct of its inputs, and how its result becomes output columns.
 
     The two come apart because the result must be a column of its own first: Spark runs a UDF
-    again for every expression that it is part of.
+    again for every expression that it is part of. On a cluster, each call ships the model.
     """
-    return _mlflow_udf(spark, model)(requests.struct()), _READERS[model.kind]
+    return _mlflow_udf(spark, model, _WORKER_ENV), _READERS[model.kind]
 
 
 def chat_udf(spark: SparkSession, model: ScoringModel) -> Callable[..., Column]:
@@ -54,7 +62,7 @@ def chat_udf(spark: SparkSession, model: ScoringModel) -> Callable[..., Column]:
     model the rows that MLflow would refuse. They come out as what the model gives for a chat it
     cannot answer: the object ``error``, with the reason as finish_reason.
     """
-    udf = _mlflow_udf(spark, model)
+    udf = _mlflow_udf(spark, model, _NO_DATA_IN_ERRORS)
 
     def chat(messages: Column | str = MESSAGES_INPUT, **params: object) -> Column:
         """Chat completions for a column of messages.
@@ -79,24 +87,50 @@ def chat_udf(spark: SparkSession, model: ScoringModel) -> Callable[..., Column]:
 
 
 @contextmanager
-def batches_for(spark: SparkSession, model: ScoringModel) -> Iterator[None]:
-    """Arrow batches as the model needs them while Spark jobs run in the ``with`` block.
+def worker_settings(spark: SparkSession, model: ScoringModel) -> Iterator[None]:
+    """Spark's settings for Python workers while a job runs in the ``with`` block.
 
-    Spark calls predict once for each batch; batches of one row are what makes it see one row.
+    Spark calls predict once for each Arrow batch. Batches of one row are what makes a model see
+    one row; where rows are sampled, a task must be one batch, because the model tells copies of a
+    request apart by counting them.
+
+    Args:
+        spark: the session.
+        model: what the workers run.
     """
-    if not model.one_row_at_a_time:
-        yield
-        return
-    setting = "spark.sql.execution.arrow.maxRecordsPerBatch"
-    before = spark.conf.get(setting)
-    spark.conf.set(setting, "1")
+    settings = {_IDLE_LIMIT: "0", _KILL_IDLE: "true"}  # no limit until it is known what is long
+    if model.one_row_at_a_time:
+        settings["spark.sql.execution.arrow.maxRecordsPerBatch"] = "1"
+    elif not model.greedy or model.takes_messages:
+        settings["spark.sql.execution.arrow.maxRecordsPerBatch"] = "0"
+        settings["spark.sql.execution.arrow.maxBytesPerBatch"] = str(2**31 - 1)
+    before = {name: spark.conf.get(name, None) for name in settings}
+    for name, value in settings.items():
+        spark.conf.set(name, value)
     try:
         yield
     finally:
-        spark.conf.set(setting, str(before))
+        for name, old in before.items():
+            if old is None:
+                spark.conf.unset(name)
+            else:
+                spark.conf.set(name, old)
 
 
-def _mlflow_udf(spark: SparkSession, model: ScoringModel) -> Callable[[Column], Column]:
+def limit_idle_workers(spark: SparkSession, task_seconds: float) -> None:
+    """Have Spark kill a worker that hangs in a batch, now that it is known what a task takes.
+
+    Args:
+        spark: the session, within :func:`worker_settings`.
+        task_seconds: that a task takes, as measured.
+    """
+    seconds = _HANG_SECONDS + _HANG_FACTOR * task_seconds
+    spark.conf.set(_IDLE_LIMIT, f"{int(seconds)}s")
+
+
+def _mlflow_udf(
+    spark: SparkSession, model: ScoringModel, environment: Mapping[str, str]
+) -> Callable[[Column], Column]:
     params = dict(model.params)
     if model.kind is ModelKind.USAGE:
         params[USAGE_PARAM] = True
@@ -108,7 +142,7 @@ def _mlflow_udf(spark: SparkSession, model: ScoringModel) -> Callable[[Column], 
             env_manager="local",
             # a chat has its parameters among its inputs
             params=None if model.takes_messages else mlflow_params(params),
-            extra_env=_NO_DATA_IN_ERRORS,
+            extra_env=dict(environment),
         )
     return udf
 

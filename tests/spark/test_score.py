@@ -24,8 +24,10 @@ OUTPUT_COLUMNS = [
     "completion_tokens",
     "total_tokens",
     "error",
+    "request_id",
     "model",
     "run_id",
+    "fingerprint",
     "scored_at",
 ]
 
@@ -135,7 +137,8 @@ def test_a_job_is_the_same_in_its_table_its_run_and_its_summary(
     params, metrics = run.data.params, run.data.metrics
     assert params["model_version"] == "models:/phi3-tiny/1"
     assert params["input"] == source
-    assert (params["input_version"], params["output_version"]) == ("0", "0")
+    assert (params["input_version"], run.data.tags["output_version"]) == ("0", "0")
+    assert params["fingerprint"] == row["fingerprint"]
     assert params["params.max_tokens"] == "50"
     assert (metrics["rows"], metrics["rows_with_errors"]) == (3, 2)
     assert (metrics["errors.empty_prompt"], metrics["errors.null_prompt"]) == (1, 1)
@@ -208,7 +211,7 @@ def test_modes_append_and_overwrite(
 ) -> None:
     source, output = write_prompts([SPAIN, SPAIN]), str(tmp_path / "out")
     assert score(model_uri, source, output) == 0
-    assert score(model_uri, source, output, "--mode", "append") == 0
+    assert score(model_uri, source, output, "--mode", "append", "--max-tokens", "9") == 0
     assert read(output).count() == 4
     assert score(model_uri, source, output, "--mode", "overwrite", "--keep", "id") == 0
     assert read(output).count() == 2
@@ -246,7 +249,7 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(
     assert score(model_uri, source, str(output), "--dry-run") == 0
     said = capsys.readouterr().out
     assert "models:/phi3-tiny/1 (as models:/phi3-tiny@champion)" in said
-    assert "2 in 1 tasks (null_prompt: 1)" in said
+    assert "2 (null_prompt: 1), 1 requests in 1 chunks" in said
     assert "nothing was scored or written" in said
     assert not output.exists()
     assert len(mlflow.search_runs(search_all_experiments=True)) == runs_before

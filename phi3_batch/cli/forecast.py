@@ -1,0 +1,52 @@
+"""What a plan looks like in print."""
+
+from typing import TYPE_CHECKING
+
+from phi3_batch.cli.console import in_brackets, out, print_field
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+    from phi3_batch.scoring.plan import ScoringPlan
+
+
+def print_plan(plan: "ScoringPlan") -> None:
+    """Say what a job reads, writes and has to do."""
+    options, model = plan.options, plan.model
+    version = "" if plan.input.version is None else f" (version {plan.input.version})"
+    alias = "" if model.uri == model.resolved_uri else f" (as {model.uri})"
+    wrapped = "" if model.served_uri == model.resolved_uri else ", wrapped for Spark"
+    print_field("input", f"{options.input.text}{version}, {options.source.describe(model)}")
+    print_field("model", f"{model.resolved_uri}{alias}, {model.kind.value}{wrapped}")
+    print_field("output", f"{options.output.text} (mode {options.mode})")
+    print_field("columns", ", ".join(plan.columns))
+    if plan.changes:
+        changes = plan.changes
+        print_field(
+            "changes",
+            f"{changes.new:,} new, {changes.changed:,} changed, {changes.failed:,} failed before,"
+            f" {changes.unchanged:,} unchanged, {changes.removed:,} removed",
+        )
+    requests = sum(chunk.requests for chunk in plan.chunks)
+    print_field(
+        "rows",
+        f"{plan.total:,}{in_brackets(plan.refused)}, {requests:,} requests in"
+        f" {len(plan.chunks):,} chunks",
+    )
+    if plan.done:
+        there = sum(chunk.rows for chunk in plan.chunks if chunk.number in plan.done)
+        print_field(
+            "resumed",
+            f"{there:,} rows are in the output, {len(plan.to_do):,} chunks are to do",
+        )
+    print_field("run", plan.fingerprint)
+    if model.one_row_at_a_time:
+        out.print(
+            "note: this model answers the first row of a batch alone, so it is given one row at a"
+            " time, which is slow; let its predict return one string for each row"
+        )
+
+
+def print_forecast(spark: "SparkSession", plan: "ScoringPlan", executors: int | None) -> None:
+    """Say what a job would take."""
+    out.print("dry run: nothing was scored or written")

@@ -1,0 +1,81 @@
+"""Rows in against rows out: whether a table has each row once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from phi3_batch.scoring.columns import named
+from phi3_batch.scoring.schema import REQUEST_ID
+
+_IN, _OUT, _ASKED, _ANSWERED = "__rows_in", "__rows_out", "__asked", "__answered"
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """What two tables come to.
+
+    Attributes:
+        rows_in: of the input.
+        rows_out: of the output.
+        missing: rows of the input that the output has not.
+        doubled: rows of the output beyond the one that each row of the input has.
+        orphaned: rows of the output that are none of the input's.
+        stale: with ids, rows whose request is another than the one that was answered.
+        orphans_allowed: whether orphaned rows are as they should be: with ids, the input may have
+            lost rows that the output keeps.
+    """
+
+    rows_in: int
+    rows_out: int
+    missing: int
+    doubled: int
+    orphaned: int
+    stale: int
+    orphans_allowed: bool
+
+    @property
+    def ok(self) -> bool:
+        """Whether each row is there once."""
+        orphans = 0 if self.orphans_allowed else self.orphaned
+        return not (self.missing or self.doubled or self.stale or orphans)
+
+    def __str__(self) -> str:
+        stale = f", {self.stale:,} out of date" if self.stale else ""
+        return (
+            f"{self.rows_in:,} in, {self.rows_out:,} out, {self.missing:,} missing,"
+            f" {self.doubled:,} doubled, {self.orphaned:,} orphaned{stale}"
+        )
+
+
+def compare(rows_in: DataFrame, rows_out: DataFrame, ids: Sequence[str]) -> Balance:
+    """Count an input against an output.
+
+    Args:
+        rows_in: with a column ``request_id``.
+        rows_out: with a column ``request_id``.
+        ids: columns that name a row; without any, rows are told apart by their requests.
+    """
+    keys = list(ids) or [REQUEST_ID]
+    request = F.max(REQUEST_ID)
+    wanted = rows_in.groupBy(*map(named, keys)).agg(
+        F.count(F.lit(1)).alias(_IN), request.alias(_ASKED)
+    )
+    there = rows_out.groupBy(*map(named, keys)).agg(
+        F.count(F.lit(1)).alias(_OUT), request.alias(_ANSWERED)
+    )
+    both = wanted.join(there, on=keys, how="full")
+    count_in, count_out = F.coalesce(_IN, F.lit(0)), F.coalesce(_OUT, F.lit(0))
+    known = count_in > 0
+    counted = both.agg(
+        F.sum(count_in),
+        F.sum(count_out),
+        F.sum(F.greatest(count_in - count_out, F.lit(0))),
+        F.sum(F.when(known, F.greatest(count_out - count_in, F.lit(0)))),
+        F.sum(F.when(~known, count_out)),
+        F.count_if(F.col(_ASKED) != F.col(_ANSWERED)),
+    ).head()
+    assert counted is not None  # an aggregate of no rows is a row too
+    ins, outs, missing, doubled, orphaned, stale = (count or 0 for count in counted)
+    return Balance(ins, outs, missing, doubled, orphaned, stale, bool(ids))

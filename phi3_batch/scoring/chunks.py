@@ -1,0 +1,298 @@
+"""Scoring one chunk: what the model is asked, what becomes of the rows, and one commit of them.
+
+A chunk whose job fails is tried once more. If it fails again, the request that makes it fail is
+looked for by halving, gets an error of its own, and the chunk is scored without it.
+"""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from py4j.protocol import Py4JError
+from pyspark.errors import PySparkException
+from pyspark.sql import Column, DataFrame, Observation, SparkSession, Window
+from pyspark.sql import functions as F
+
+from phi3_batch.errors import RowErrorCode, ScoringError
+from phi3_batch.scoring import commits, faults, identity, schema
+from phi3_batch.scoring.columns import named
+from phi3_batch.scoring.faults import CrashLimit, Fault
+from phi3_batch.scoring.ledger import describe_commit, read_ledger
+from phi3_batch.scoring.plan import BUCKET, REFUSAL, REQUEST_ID, Chunk, ScoringPlan
+from phi3_batch.scoring.requests import refuse
+from phi3_batch.scoring.udf import limit_idle_workers, model_udf
+
+_COPY, _INPUTS, _RESULT = "__phi3_batch_copy", "__phi3_batch_inputs", "__phi3_batch_result"
+
+# Enough requests for a task to outweigh what it costs to start, few enough that a lost task is
+# some minutes' work: by number until the speed is known, then by time.
+_REQUESTS_PER_TASK = 256
+_SECONDS_PER_TASK = 300
+_FEWEST_PER_TASK = 16
+
+_CONFLICTS_TOLERATED = 5
+_OBSERVED_WITHIN_S = 5.0  # Spark's listeners run behind its jobs
+
+_Culprits = dict[str, tuple[RowErrorCode, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredChunk:
+    """What became of a chunk.
+
+    Attributes:
+        chunk: which.
+        seconds: from its start to its commit.
+        generated_tokens: by the model; a copy of a completion was not generated again.
+        errors: rows with an error, by code.
+        retries: Spark jobs that failed or were run to find out why.
+        by_us: whether this process wrote it; else another driver did.
+    """
+
+    chunk: Chunk
+    seconds: float
+    generated_tokens: int = 0
+    errors: Mapping[str, int] = field(default_factory=dict)
+    retries: int = 0
+    by_us: bool = True
+
+
+class ChunkScorer:
+    """Scores the chunks of a run; one for the whole run, used by several threads.
+
+    Args:
+        spark: the session.
+        plan: of the run.
+        run_id: of MLflow's run, written beside each row.
+    """
+
+    def __init__(self, spark: SparkSession, plan: ScoringPlan, run_id: str) -> None:
+        self._spark = spark
+        self._plan = plan
+        self._run_id = run_id
+        self._start: int | None = None  # version of the run's first commit
+        self._udf, self._read_result = model_udf(spark, plan.model)
+        self._crash_limit = CrashLimit(sum(chunk.requests for chunk in plan.chunks))
+        self._seconds_per_request: float | None = None
+
+    def find_start(self) -> None:
+        """Look up the run's first commit, below which this process commits chunks."""
+        plan = self._plan
+        ledger = read_ledger(self._spark, plan.options.output)
+        if plan.state.begin:
+            start = ledger.first_start(plan.fingerprint, above=plan.state.base)
+        else:
+            start = ledger.start_of(plan.fingerprint)
+        self._start = start.version if start else plan.state.base
+
+    def begin(self, chunk: Chunk | None) -> ScoredChunk | None:
+        """Make the run's first commit, with its first chunk if there is any."""
+        plan = self._plan
+        number = chunk.number if chunk else None
+        record = plan.record(self._run_id)
+        says = describe_commit(plan.fingerprint, chunk=number, record=record)
+        mode = plan.state.begin
+        assert mode is not None  # who calls has looked
+
+        def commit(rows: DataFrame) -> None:
+            commits.begin(rows, plan.options.output, mode, plan.state.transaction, says)
+
+        if chunk is None:
+            commit(self._rows(self._work(Chunk(0, 0, 0)).limit(0), 1, {})[0])
+            return None
+        return self._score(chunk, commit)
+
+    def score(self, chunk: Chunk) -> ScoredChunk:
+        """Score a chunk and commit it."""
+        plan = self._plan
+        # with ids no first commit is needed, and each says what the run is
+        record = plan.record(self._run_id) if plan.options.ids else None
+        says = describe_commit(
+            plan.fingerprint, chunk=chunk.number, start=self._start, record=record
+        )
+        transaction = f"phi3_batch/{plan.fingerprint}/{self._start}/{chunk.number}"
+
+        def commit(rows: DataFrame) -> None:
+            if plan.options.ids:
+                commits.merge(rows.localCheckpoint(), plan.options.output, plan.options.ids, says)
+            else:
+                commits.append(rows, plan.options.output, transaction, says)
+
+        return self._score(chunk, commit)
+
+    def _score(self, chunk: Chunk, commit: Callable[[DataFrame], None]) -> ScoredChunk:
+        """Score and commit, through whatever goes wrong.
+
+        Raises:
+            ScoringError: it cannot be done; nothing of the chunk was written.
+        """
+        started, retries, failures, conflicts = time.monotonic(), 0, 0, 0
+        culprits: _Culprits = {}
+        work = self._work(chunk)
+        while True:
+            tasks = self._tasks(chunk.requests)
+            rows, of_rows, of_requests = self._rows(work, tasks, culprits)
+            try:
+                commit(rows)
+                break
+            except commits.WrittenByAnotherError:
+                return ScoredChunk(chunk, time.monotonic() - started, by_us=False)
+            except (PySparkException, Py4JError) as error:
+                retries += 1
+                fault = faults.classify(error)
+                if fault is Fault.CONFLICT and conflicts < _CONFLICTS_TOLERATED:
+                    conflicts += 1
+                    continue
+                if fault not in (Fault.CRASH, Fault.RAISED):
+                    raise ScoringError(faults.why(error)) from error
+                failures += 1
+                if failures == 1 and fault is Fault.CRASH:
+                    continue  # by chance, perhaps: a machine was taken away, memory was short
+                culprit, trials = self._find_culprit(work, culprits, error)
+                retries += trials
+                if culprit is not None:
+                    self._crash_limit.add()
+                    culprits[culprit] = faults.row_error(error)
+                    failures = 0
+                elif failures > 2:
+                    raise ScoringError(
+                        f"{faults.why(error)}, with many rows at once and with none of them alone:"
+                        " give executors more memory"
+                    ) from error
+        seconds = time.monotonic() - started
+        counts, generated = _observed(of_rows), _observed(of_requests)
+        if counts is None:  # Delta has dropped the commit: it was there already
+            return ScoredChunk(chunk, seconds, retries=retries, by_us=False)
+        if chunk.requests:
+            self._seconds_per_request = seconds / chunk.requests
+            task_seconds = self._seconds_per_request * self._plan.slots * _REQUESTS_PER_TASK
+            limit_idle_workers(self._spark, task_seconds)
+        errors = {code.value: n for code in RowErrorCode if (n := counts.get(code.value) or 0)}
+        tokens = (generated or {}).get("tokens") or 0
+        return ScoredChunk(chunk, seconds, tokens, errors, retries)
+
+    def _work(self, chunk: Chunk) -> DataFrame:
+        """The rows of a chunk.
+
+        Greedy rows of one request are one copy: they are asked once. Sampled ones are counted, in
+        an order that is the same each time, and the model gives each copy a text of its own.
+        """
+        plan = self._plan
+        work = plan.work.where(F.col(BUCKET) % plan.chunk_count == chunk.number)
+        order = Window.partitionBy(REQUEST_ID).orderBy(identity.row_digest(plan.kept))
+        return work.withColumn(
+            _COPY, F.when(plan.greedy, F.lit(0)).otherwise(F.row_number().over(order) - 1)
+        )
+
+    def _tasks(self, requests: int) -> int:
+        slots, per_task = self._plan.slots, float(_REQUESTS_PER_TASK)
+        if self._seconds_per_request:
+            in_time = _SECONDS_PER_TASK / (self._seconds_per_request * slots)
+            per_task = max(min(per_task, in_time), _FEWEST_PER_TASK)
+        return max(int(-(-requests // per_task)), min(requests, slots), 1)
+
+    def _ask(self, work: DataFrame, tasks: int) -> DataFrame:
+        """The distinct requests among rows, with the model's result for each."""
+        inputs = self._plan.requests.struct().alias(_INPUTS)
+        # Rows that no model should see are split off before it. A condition around the UDF would
+        # not do: Spark runs a Python UDF for every row, whatever stands around it.
+        asked = work.where(F.col(REFUSAL).isNull()).select(REQUEST_ID, _COPY, inputs)
+        once = asked.dropDuplicates([REQUEST_ID, _COPY])
+        # copies come to the model in one task and in their order, on any number of processors
+        placed = once.repartition(tasks, REQUEST_ID).sortWithinPartitions(REQUEST_ID, _COPY)
+        return placed.withColumn(_RESULT, self._udf(F.col(_INPUTS))).drop(_INPUTS)
+
+    def _rows(
+        self, work: DataFrame, tasks: int, culprits: Mapping[str, tuple[RowErrorCode, str]]
+    ) -> tuple[DataFrame, Observation, Observation]:
+        """The output's rows, and counts that are taken while they are written."""
+        plan = self._plan
+        if culprits:
+            named_errors = [
+                refuse(F.col(REQUEST_ID) == request, code, message)
+                for request, (code, message) in culprits.items()
+            ]
+            work = work.withColumn(REFUSAL, F.coalesce(F.col(REFUSAL), *named_errors))
+        kept = [named(name) for name in plan.kept]
+
+        def added(columns: Mapping[str, Column]) -> list[Column]:
+            # a response that is not kept must not meet an input column of that name
+            return [columns[name].alias(name) for name in plan.scored_columns if name in columns]
+
+        of_rows, of_requests = Observation(), Observation()
+        answers = self._ask(work, tasks).select(
+            REQUEST_ID, _COPY, F.struct(*added(self._read_result(F.col(_RESULT)))).alias(_RESULT)
+        )
+        tokens = F.sum(F.col(_RESULT)["completion_tokens"]).alias("tokens")
+        answers = answers.observe(of_requests, tokens)
+        keys = [REQUEST_ID, _COPY]
+        sound = work.where(F.col(REFUSAL).isNull()).select(*keys, *kept)
+        answered = sound.join(answers, on=keys).select(*kept, REQUEST_ID, f"{_RESULT}.*")
+        refusal = schema.columns_from_error(F.col(REFUSAL))
+        refused = work.where(F.col(REFUSAL).isNotNull())
+        scored = answered.unionByName(refused.select(*kept, REQUEST_ID, *added(refusal)))
+        scored = scored.withColumnRenamed(REQUEST_ID, schema.REQUEST_ID).withColumns(
+            {
+                "model": F.lit(plan.model.resolved_uri),
+                "run_id": F.lit(self._run_id),
+                schema.FINGERPRINT: F.lit(plan.fingerprint),
+                "scored_at": F.current_timestamp(),
+            }
+        )
+        code = F.col("error")["code"]
+        by_code = [F.count_if(code == error.value).alias(error.value) for error in RowErrorCode]
+        rows = scored.select(*kept, *map(named, plan.scored_columns))
+        return rows.observe(of_rows, *by_code), of_rows, of_requests
+
+    def _find_culprit(
+        self, work: DataFrame, known: Mapping[str, object], error: Exception
+    ) -> tuple[str | None, int]:
+        """The request that fails alone, and how many jobs it took to find it."""
+        ids = F.col(REQUEST_ID)
+        sound = work.where(F.col(REFUSAL).isNull() & ~ids.isin(*known))
+        requests = [row[0] for row in sound.select(ids).distinct().orderBy(ids).collect()]
+        trials = 0
+
+        def fails(some: Sequence[str]) -> bool:
+            nonlocal trials
+            trials += 1
+            trial = self._ask(sound.where(ids.between(some[0], some[-1])), self._tasks(len(some)))
+            try:
+                trial.write.format("noop").mode("overwrite").save()
+            except (PySparkException, Py4JError) as failure:
+                if faults.classify(failure) in (Fault.CRASH, Fault.RAISED):
+                    return True
+                raise ScoringError(faults.why(failure)) from failure
+            return False
+
+        try:
+            return faults.find_culprit(requests, fails), trials
+        except ScoringError as nothing_works:
+            raise ScoringError(f"{faults.why(error)}; {nothing_works}") from error
+
+
+def _observed(observation: Observation) -> dict[str, Any] | None:
+    """The counts of a write; None where Delta dropped it, for which Spark would wait for ever."""
+    counts: list[dict[str, Any]] = []
+
+    def get() -> None:
+        try:
+            counts.append(observation.get)
+        except Py4JError:  # the write was planned and dropped
+            return
+
+    waiting = threading.Thread(target=get, daemon=True)
+    waiting.start()
+    waiting.join(_OBSERVED_WITHIN_S)
+    return counts[0] if counts else None
+
+
+def count_errors(chunks: Sequence[ScoredChunk]) -> Counter[str]:
+    """Rows with an error in several chunks, by code."""
+    total = Counter[str]()
+    for chunk in chunks:
+        total.update(chunk.errors)
+    return total
