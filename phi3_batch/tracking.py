@@ -4,9 +4,12 @@ Parameters, counts and places only. Prompts and completions stay in the tables.
 """
 
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
 
 import mlflow
 from mlflow.data.dataset import Dataset
@@ -17,6 +20,7 @@ from mlflow.data.spark_dataset_source import SparkDatasetSource
 from mlflow.entities import LoggedModelInput
 from mlflow.exceptions import MlflowException
 
+from phi3_batch.report import RunReport, render
 from phi3_batch.scoring.batch import Progress, Summary
 from phi3_batch.scoring.chunks import ScoredChunk
 from phi3_batch.scoring.plan import ScoringPlan
@@ -56,19 +60,30 @@ class ScoringRun:
             step=progress.rows_done,
         )
 
-    def record(self, summary: Summary) -> None:
-        """Log what the run has come to."""
-        progress = summary.progress
+    def interrupted(self) -> None:
+        """Mark the run as killed; the same command goes on in it."""
+        mlflow.end_run("KILLED")
+
+    def record(self, plan: ScoringPlan, summary: Summary, report_file: Path | None) -> None:
+        """Log what the run has come to, and its report.
+
+        Args:
+            plan: of the job.
+            summary: of the job.
+            report_file: where the report is written too.
+        """
+        progress, statistics = summary.progress, summary.statistics
+        assert statistics is not None  # an interrupted job records nothing
         metrics: dict[str, float] = {
             "rows": progress.rows_done,
-            "rows_with_errors": sum(summary.errors.values()),
+            "rows_with_errors": statistics.errors.total(),
             "requests": progress.requests_done,
             "retries": progress.retries,
-            "prompt_tokens": summary.prompt_tokens,
-            "completion_tokens": summary.completion_tokens,
+            "prompt_tokens": statistics.prompt_tokens,
+            "completion_tokens": statistics.completion_tokens,
             "completion_tokens_per_second": progress.tokens_per_second,
             "seconds": progress.seconds,
-            **{f"errors.{code}": count for code, count in summary.errors.items()},
+            **{f"errors.{code}": count for code, count in statistics.errors.items()},
         }
         if summary.balance:
             metrics |= {
@@ -84,6 +99,10 @@ class ScoringRun:
                 "output_path": summary.output_path,
             }
         )
+        page = render(_report(plan, summary, self.run_id))
+        mlflow.log_text(page, "report.html")
+        if report_file:
+            report_file.write_text(page, encoding="utf-8")
 
 
 @contextmanager
@@ -117,6 +136,42 @@ def scoring_run(plan: ScoringPlan) -> Iterator[ScoringRun]:
             model = LoggedModelInput(model_id)
             mlflow.MlflowClient().log_inputs(run.info.run_id, models=[model])
         yield ScoringRun(run.info.run_id, dataset, model_id)
+
+
+def _report(plan: ScoringPlan, summary: Summary, run_id: str) -> RunReport:
+    statistics = summary.statistics
+    assert statistics is not None  # an interrupted job has no report
+    packages = ("phi3-batch", "pyspark", "delta-spark", "mlflow-skinny", "onnxruntime-genai")
+    return RunReport(
+        state=summary.outcome.value,
+        model=f"{plan.model.resolved_uri} ({plan.model.kind.value})",
+        input=plan.options.input.text,
+        output=summary.output_path,
+        fingerprint=plan.fingerprint,
+        run_id=run_id,
+        rows_expected=plan.total,
+        rows=statistics.rows,
+        requests=sum(chunk.requests for chunk in plan.chunks),
+        prompt_tokens=statistics.prompt_tokens,
+        completion_tokens=statistics.completion_tokens,
+        errors=statistics.errors,
+        chunks=statistics.chunks,
+        prompt_lengths=statistics.prompt_lengths,
+        completion_lengths=statistics.completion_lengths,
+        parameters={
+            **plan.settings,
+            "mode": plan.options.mode,
+            "chunks": str(plan.chunk_count),
+            "tasks at once": str(plan.slots),
+            "retries": str(summary.progress.retries),
+        },
+        versions={
+            "input": f"version {plan.input.version}" if plan.input.version is not None else "-",
+            "output": f"version {summary.output_version}",
+            "python": platform.python_version(),
+            **{name: version(name) for name in packages},
+        },
+    )
 
 
 def _start_run(plan: ScoringPlan) -> mlflow.ActiveRun:

@@ -1,7 +1,7 @@
 """The command line. The only package that prints; it turns errors into one line and an exit code.
 
 Exit codes: 0 done (rows with errors included: they are data), 1 an error said in one line,
-2 wrong usage, 130 interrupted.
+2 wrong usage, 3 a budget was spent and rows are left, 130 interrupted, 143 terminated.
 """
 
 import os
@@ -12,7 +12,8 @@ import typer
 
 from phi3_batch.cli.console import err
 from phi3_batch.cli.log import log_app
-from phi3_batch.cli.manage import build, doctor, promote
+from phi3_batch.cli.manage import build, doctor, promote, verify
+from phi3_batch.cli.plan import plan
 from phi3_batch.cli.score import score
 from phi3_batch.errors import Phi3BatchError
 
@@ -24,7 +25,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(log_app, name="log")
-for command in (score, promote, build, doctor):
+for command in (plan, score, verify, promote, build, doctor):
     app.command()(command)
 
 

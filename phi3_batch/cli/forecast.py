@@ -1,12 +1,14 @@
 """What a plan looks like in print."""
 
+from collections import Counter
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from phi3_batch.cli.console import in_brackets, out, print_field
+from phi3_batch.cli.progress import duration
 
 if TYPE_CHECKING:
-    from pyspark.sql import SparkSession
-
+    from phi3_batch.scoring.forecast import Forecast
     from phi3_batch.scoring.plan import ScoringPlan
 
 
@@ -47,6 +49,34 @@ def print_plan(plan: "ScoringPlan") -> None:
         )
 
 
-def print_forecast(spark: "SparkSession", plan: "ScoringPlan", executors: int | None) -> None:
+def print_forecast(forecast: "Forecast", refused: Mapping[str, int]) -> None:
     """Say what a job would take."""
-    out.print("dry run: nothing was scored or written")
+    tokens, pilot = forecast.tokens, forecast.pilot
+    failing = Counter(refused)
+    if tokens:
+        counted = "exact" if tokens.exact else f"from {tokens.counted:,} of them"
+        print_field(
+            "tokens in", f"{tokens.prompt_tokens:,} in {tokens.requests:,} requests ({counted})"
+        )
+        failing.update(tokens.errors)
+    print_field("will fail", f"{failing.total():,}{in_brackets(failing)}")
+    if pilot:
+        generated = "" if pilot.tokens_each is None else f", {pilot.tokens_each:,.1f} tokens out"
+        print_field(
+            "pilot",
+            f"{pilot.requests} requests on one executor: {pilot.seconds_each:,.2f} s{generated}"
+            " each",
+        )
+        print_field(
+            "expected",
+            f"{duration(forecast.hours * 3600)} for {forecast.requests:,} requests on"
+            f" {forecast.executors:,} executors with {forecast.cores_each} cores each:"
+            f" {forecast.core_hours:,.2f} core-hours",
+        )
+    if tokens and tokens.memory_bytes:
+        print_field(
+            "memory",
+            f"about {tokens.memory_bytes / 1e9:,.1f} GB per executor, outside Spark's heap, for"
+            f" up to {tokens.longest:,} tokens",
+        )
+    out.print("nothing was scored into the output")

@@ -1,11 +1,43 @@
-"""The commands around models and machines: ``promote``, ``build`` and ``doctor``."""
+"""The commands around tables, models and machines: all but ``score``, ``plan`` and ``log``."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from phi3_batch.cli import options as given
 from phi3_batch.cli.console import out, print_field, status
+
+
+def verify(
+    input: given.Input,
+    output: Annotated[
+        str,
+        typer.Option(
+            help="Delta table that was written.", metavar="TABLE_OR_PATH", show_default=False
+        ),
+    ],
+) -> None:
+    """Count an output's rows against its input's: missing, doubled, orphaned.
+
+    Needs no model. The exit code is 1 where a row is missing or there more than once.
+    """
+    from phi3_batch.scoring import session
+    from phi3_batch.scoring.tables import Location
+    from phi3_batch.scoring.verify import verify as verify_tables
+
+    with status("starting Spark (the first start fetches Delta's jars)"):
+        spark = session.get_session()
+    with status("comparing the tables"):
+        found = verify_tables(spark, Location(input), Location(output))
+    at = "" if found.input_version is None else f" (version {found.input_version})"
+    print_field("input", f"{input}{at}")
+    print_field("output", f"{output} (version {found.output_version})")
+    print_field("run", found.record.fingerprint)
+    print_field("model", found.record.settings["model"])
+    print_field("check", str(found.balance))
+    if not found.balance.ok:
+        raise typer.Exit(1)
 
 
 def promote(

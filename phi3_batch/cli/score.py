@@ -13,6 +13,7 @@ from phi3_batch.cli import options as given
 from phi3_batch.cli.console import err, in_brackets, out, print_field, status
 from phi3_batch.cli.forecast import print_forecast, print_plan
 from phi3_batch.cli.progress import progress_display
+from phi3_batch.errors import InvalidParameterError
 
 if TYPE_CHECKING:  # the commands import what they need: --help must not wait for pyspark
     from phi3_batch.scoring.batch import Summary
@@ -102,9 +103,11 @@ def score(
         seed=seed,
         n=n,
     )
+    if report and not report.parent.is_dir():
+        raise InvalidParameterError(f"--report: there is no folder {report.parent}")
     from phi3_batch import tracking
     from phi3_batch.models.wrap import wrap_pipeline
-    from phi3_batch.scoring import batch, plan, session
+    from phi3_batch.scoring import batch, forecast, plan, session
 
     with status("starting Spark (the first start fetches Delta's jars)"):
         spark = session.get_session()
@@ -112,9 +115,14 @@ def score(
         planned = plan.plan_scoring(spark, asked, wrap_pipeline=wrap_pipeline)
     print_plan(planned)
     if dry_run:
-        print_forecast(spark, planned, executors=None)
+        with status("counting tokens, trying a few requests"):
+            expected = forecast.make_forecast(spark, planned, executors=None)
+        print_forecast(expected, planned.refused)
         return
     if planned.finished:
+        with status("checking the output"):
+            balance = batch.check_finished(spark, planned)
+        print_field("check", str(balance))
         out.print("finished before: every row is in the output, nothing to do")
         return
     budget = batch.Budget(hours=max_hours, output_tokens=max_output_tokens)
@@ -129,9 +137,10 @@ def score(
                 on_chunk=run.record_chunk,
             )
         if summary.outcome is batch.Outcome.INTERRUPTED:
+            run.interrupted()
             err.print(f"interrupted: {_how_to_go_on(summary)}")
             raise typer.Exit(143 if terminated else 130)
-        run.record(summary)
+        run.record(planned, summary, report)
     _print_summary(planned, summary, run)
     if summary.outcome is batch.Outcome.OUT_OF_BUDGET:
         err.print(f"the budget is spent: {_how_to_go_on(summary)}")
@@ -171,10 +180,12 @@ def _print_summary(plan: "ScoringPlan", summary: "Summary", run: "ScoringRun") -
     )
     if progress.retries:
         print_field("retries", f"{progress.retries:,}")
-    print_field("errors", f"{sum(summary.errors.values()):,}{in_brackets(summary.errors)}")
+    statistics = summary.statistics
+    assert statistics is not None  # it was not interrupted
+    print_field("errors", f"{statistics.errors.total():,}{in_brackets(statistics.errors)}")
     if plan.model.counts_tokens:
-        print_field("tokens in", f"{summary.prompt_tokens:,}")
-        print_field("tokens out", f"{summary.completion_tokens:,}")
+        print_field("tokens in", f"{statistics.prompt_tokens:,}")
+        print_field("tokens out", f"{statistics.completion_tokens:,}")
         print_field("speed", f"{progress.tokens_per_second:,.1f} tokens generated per second")
     if summary.balance:
         print_field("check", str(summary.balance))

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from enum import Enum
@@ -10,15 +10,16 @@ from functools import partial
 
 from py4j.protocol import Py4JError
 from pyspark.errors import PySparkException
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from phi3_batch.errors import ScoringError
-from phi3_batch.scoring import commits, faults, schema, session, tables
+from phi3_batch.scoring import commits, faults, schema, session, statistics, tables
 from phi3_batch.scoring.balance import Balance, compare
 from phi3_batch.scoring.chunks import ChunkScorer, ScoredChunk
-from phi3_batch.scoring.ledger import describe_commit
+from phi3_batch.scoring.ledger import describe_commit, read_ledger
 from phi3_batch.scoring.plan import REQUEST_ID, ScoringPlan
+from phi3_batch.scoring.statistics import Statistics
 from phi3_batch.scoring.udf import worker_settings
 
 # Two, so that while one commits or waits for its last task the other keeps the processors busy.
@@ -114,9 +115,7 @@ class Summary:
         outcome: how it ended.
         progress: what this process did.
         balance: rows in against rows out, checked in the tables; None unless it is complete.
-        errors: rows of the run with an error, by code.
-        prompt_tokens: in all rows of the run; 0 when the model does not count.
-        completion_tokens: in all rows of the run; 0 when the model does not count.
+        statistics: of all of the run that is in the output; None where it was interrupted.
         output_version: of the Delta table.
         output_path: where the table is.
     """
@@ -124,9 +123,7 @@ class Summary:
     outcome: Outcome
     progress: Progress
     balance: Balance | None
-    errors: Mapping[str, int]
-    prompt_tokens: int
-    completion_tokens: int
+    statistics: Statistics | None
     output_version: int | None
     output_path: str
 
@@ -259,6 +256,32 @@ class _Job:
         return f"{done:,} of {rows:,} rows are in the output, the same command goes on from there"
 
 
+def check_finished(spark: SparkSession, plan: ScoringPlan) -> Balance:
+    """Count rows in against rows out of a run that has nothing left to do.
+
+    Raises:
+        ScoringError: rows are missing, or are there more than once.
+    """
+    output = plan.options.output
+    table = tables.read_version(spark, output, tables.latest_version(spark, output))
+    balance = compare(
+        plan.pinned.withColumnRenamed(REQUEST_ID, schema.REQUEST_ID),
+        table if plan.options.ids else _rows_of(plan, table),
+        plan.options.ids,
+    )
+    if not balance.ok:
+        raise ScoringError(
+            f"output {output.text} does not have each row once ({balance}): somebody else has"
+            " written to it. Restore it (RESTORE TABLE), or start anew with --mode overwrite or"
+            " another output"
+        )
+    return balance
+
+
+def _rows_of(plan: ScoringPlan, table: DataFrame) -> DataFrame:
+    return table.where(F.col(schema.FINGERPRINT) == plan.fingerprint)
+
+
 def _summarize(
     spark: SparkSession, plan: ScoringPlan, outcome: Outcome, progress: Progress
 ) -> Summary:
@@ -269,38 +292,17 @@ def _summarize(
     """
     output = plan.options.output
     if outcome is Outcome.INTERRUPTED:
-        return Summary(outcome, progress, None, progress.errors, 0, 0, None, output.text)
+        return Summary(outcome, progress, None, None, None, output.text)
     version = tables.latest_version(spark, output)
-    table = tables.read_version(spark, output, version)
-    mine = table.where(F.col(schema.FINGERPRINT) == plan.fingerprint)
-    by_code = (
-        mine.groupBy(F.col("error")["code"].alias("code"))
-        .agg(
-            F.count("*").alias("rows"),
-            F.sum("prompt_tokens").alias("prompt_tokens"),
-            F.sum("completion_tokens").alias("completion_tokens"),
-        )
-        .collect()
-    )
-    balance = None
-    if outcome is Outcome.COMPLETE:
-        balance = compare(
-            plan.pinned.withColumnRenamed(REQUEST_ID, schema.REQUEST_ID),
-            table if plan.options.ids else mine,
-            plan.options.ids,
-        )
-        if not balance.ok:
-            raise ScoringError(
-                f"the output does not have each row once: {balance}; if nobody else writes to it,"
-                " the same command says what to do"
-            )
+    mine = _rows_of(plan, tables.read_version(spark, output, version))
+    balance = check_finished(spark, plan) if outcome is Outcome.COMPLETE else None
     return Summary(
         outcome=outcome,
         progress=progress,
         balance=balance,
-        errors={row["code"]: row["rows"] for row in by_code if row["code"]},
-        prompt_tokens=sum(row["prompt_tokens"] or 0 for row in by_code),
-        completion_tokens=sum(row["completion_tokens"] or 0 for row in by_code),
+        statistics=statistics.collect(
+            mine, read_ledger(spark, output), plan.fingerprint, plan.chunk_count
+        ),
         output_version=version,
         output_path=tables.open_output(spark, output).path or "",
     )

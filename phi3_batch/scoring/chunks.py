@@ -8,7 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from py4j.protocol import Py4JError
@@ -17,7 +17,7 @@ from pyspark.sql import Column, DataFrame, Observation, SparkSession, Window
 from pyspark.sql import functions as F
 
 from phi3_batch.errors import RowErrorCode, ScoringError
-from phi3_batch.scoring import commits, faults, identity, schema
+from phi3_batch.scoring import commits, faults, identity, schema, tables
 from phi3_batch.scoring.columns import named
 from phi3_batch.scoring.faults import CrashLimit, Fault
 from phi3_batch.scoring.ledger import describe_commit, read_ledger
@@ -103,7 +103,9 @@ class ChunkScorer:
         if chunk is None:
             commit(self._rows(self._work(Chunk(0, 0, 0)).limit(0), 1, {})[0])
             return None
-        return self._score(chunk, commit)
+        begun = self._score(chunk, commit)
+        # Spark does not observe the write that replaces a table by its name
+        return begun if begun.by_us else self._look_up(begun)
 
     def score(self, chunk: Chunk) -> ScoredChunk:
         """Score a chunk and commit it."""
@@ -122,6 +124,15 @@ class ChunkScorer:
                 commits.append(rows, plan.options.output, transaction, says)
 
         return self._score(chunk, commit)
+
+    def try_out(self, requests: Sequence[str]) -> int:
+        """Score a few requests in one task without writing; returns the tokens generated."""
+        plan = self._plan
+        some = plan.work.where(F.col(REQUEST_ID).isin(*requests)).dropDuplicates([REQUEST_ID])
+        asked = self._ask(some.withColumn(_COPY, F.lit(0)), tasks=1)
+        answers = asked.select(F.struct(*self._answer_columns()).alias(_RESULT))
+        total = answers.agg(F.sum(F.col(_RESULT)["completion_tokens"])).head()
+        return int(total[0] or 0) if total else 0
 
     def _score(self, chunk: Chunk, commit: Callable[[DataFrame], None]) -> ScoredChunk:
         """Score and commit, through whatever goes wrong.
@@ -174,6 +185,23 @@ class ChunkScorer:
         tokens = (generated or {}).get("tokens") or 0
         return ScoredChunk(chunk, seconds, tokens, errors, retries)
 
+    def _look_up(self, scored: ScoredChunk) -> ScoredChunk:
+        """What became of a chunk, from the table."""
+        table = tables.read_table(self._spark, self._plan.options.output)
+        chunk = identity.bucket_of(F.col(schema.REQUEST_ID)) % self._plan.chunk_count
+        mine = (F.col(schema.FINGERPRINT) == self._plan.fingerprint) & (
+            chunk == scored.chunk.number
+        )
+        once = table.where(mine).groupBy(schema.REQUEST_ID, F.col("error")["code"].alias("code"))
+        counted = once.agg(F.count(F.lit(1)).alias("rows"), F.max("completion_tokens").alias("one"))
+        found = counted.groupBy("code").agg(F.sum("rows"), F.sum("one")).collect()
+        return replace(
+            scored,
+            generated_tokens=sum(tokens or 0 for _, _, tokens in found),
+            errors={code: rows for code, rows, _ in found if code},
+            by_us=True,
+        )
+
     def _work(self, chunk: Chunk) -> DataFrame:
         """The rows of a chunk.
 
@@ -217,23 +245,18 @@ class ChunkScorer:
             ]
             work = work.withColumn(REFUSAL, F.coalesce(F.col(REFUSAL), *named_errors))
         kept = [named(name) for name in plan.kept]
-
-        def added(columns: Mapping[str, Column]) -> list[Column]:
-            # a response that is not kept must not meet an input column of that name
-            return [columns[name].alias(name) for name in plan.scored_columns if name in columns]
-
         of_rows, of_requests = Observation(), Observation()
         answers = self._ask(work, tasks).select(
-            REQUEST_ID, _COPY, F.struct(*added(self._read_result(F.col(_RESULT)))).alias(_RESULT)
+            REQUEST_ID, _COPY, F.struct(*self._answer_columns()).alias(_RESULT)
         )
         tokens = F.sum(F.col(_RESULT)["completion_tokens"]).alias("tokens")
         answers = answers.observe(of_requests, tokens)
         keys = [REQUEST_ID, _COPY]
         sound = work.where(F.col(REFUSAL).isNull()).select(*keys, *kept)
         answered = sound.join(answers, on=keys).select(*kept, REQUEST_ID, f"{_RESULT}.*")
-        refusal = schema.columns_from_error(F.col(REFUSAL))
+        refusal = self._added(schema.columns_from_error(F.col(REFUSAL)))
         refused = work.where(F.col(REFUSAL).isNotNull())
-        scored = answered.unionByName(refused.select(*kept, REQUEST_ID, *added(refusal)))
+        scored = answered.unionByName(refused.select(*kept, REQUEST_ID, *refusal))
         scored = scored.withColumnRenamed(REQUEST_ID, schema.REQUEST_ID).withColumns(
             {
                 "model": F.lit(plan.model.resolved_uri),
@@ -246,6 +269,13 @@ class ChunkScorer:
         by_code = [F.count_if(code == error.value).alias(error.value) for error in RowErrorCode]
         rows = scored.select(*kept, *map(named, plan.scored_columns))
         return rows.observe(of_rows, *by_code), of_rows, of_requests
+
+    def _answer_columns(self) -> list[Column]:
+        return self._added(self._read_result(F.col(_RESULT)))
+
+    def _added(self, columns: Mapping[str, Column]) -> list[Column]:
+        # a response that is not kept must not meet an input column of that name
+        return [columns[name].alias(name) for name in self._plan.scored_columns if name in columns]
 
     def _find_culprit(
         self, work: DataFrame, known: Mapping[str, object], error: Exception

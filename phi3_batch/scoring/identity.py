@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 
-from pyspark.sql import Column
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, MapType, StringType, StructType
 
@@ -63,6 +63,11 @@ def request_id(schema: StructType, columns: Sequence[str], settings: str) -> Col
 def row_digest(columns: Sequence[str]) -> Column:
     """A hash of a row's values in these columns, 64 bits."""
     return F.xxhash64(F.to_json(F.struct(*map(named, columns))))
+
+
+def limited(rows: DataFrame, limit: int | None) -> DataFrame:
+    """So many rows of a table, the same ones whoever asks; all of them where there is no limit."""
+    return rows if limit is None else rows.orderBy(row_digest(rows.columns)).limit(limit)
 
 
 def chunk_count(requests: int) -> int:

@@ -77,6 +77,7 @@ class ScoringModel:
         params: generation parameters that hold for every row.
         defaults: what a row has that gives no parameter.
         model_id: of MLflow's logged model, where it is one.
+        python_model: what answers, as its author wrote it; None for other flavors.
     """
 
     uri: str
@@ -86,6 +87,7 @@ class ScoringModel:
     params: Mapping[str, Any]
     defaults: Mapping[str, Any]
     model_id: str | None
+    python_model: Any
 
     @property
     def takes_messages(self) -> bool:
@@ -175,7 +177,15 @@ def load_model(
         params=options,
         defaults={name: defaults[name] for name in (*CHAT_PARAMS, "stream")},
         model_id=found.info.model_id,
+        python_model=_python_model(model),
     )
+
+
+def _python_model(model: PyFuncModel) -> Any:
+    try:
+        return model.unwrap_python_model()  # type: ignore[no-untyped-call]  # MLflow's
+    except MlflowException:  # of another flavor
+        return None
 
 
 def _known_params(found: FoundModel) -> list[str]:

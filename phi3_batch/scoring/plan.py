@@ -189,8 +189,7 @@ def plan_scoring(
     options.source.check(found, table.rows.schema, table.location.text)
     added = schema.output_columns(keep_response=options.keep_response)
     kept = _kept_fields(table.rows.schema, options.keep, added)
-    if options.limit is not None:
-        table = limited(table, options.limit)
+    table = replace(table, rows=identity.limited(table.rows, options.limit))
 
     settings = _settings(found, options)
     digest = identity.settings_digest({**settings, "model": str(found.info.model_uuid)})
@@ -261,12 +260,6 @@ def plan_scoring(
         changes=changes,
         slots=session.task_slots(spark),
     )
-
-
-def limited(table: InputTable, limit: int) -> InputTable:
-    """So many rows of a table, the same ones whoever asks."""
-    order = identity.row_digest(table.rows.columns)
-    return replace(table, rows=table.rows.orderBy(order).limit(limit))
 
 
 def _settings(found: FoundModel, options: ScoreOptions) -> dict[str, str]:

@@ -103,8 +103,15 @@ class OutputTable:
     version: int | None
 
 
-def open_input(spark: SparkSession, location: Location) -> InputTable:
+def open_input(
+    spark: SparkSession, location: Location, *, version: int | None = None
+) -> InputTable:
     """Open the rows to score.
+
+    Args:
+        spark: the session.
+        location: of the table or the files.
+        version: of a Delta table; its newest, where none is given.
 
     Raises:
         TableError: there is no such table, view or file, or it cannot be read.
@@ -116,7 +123,7 @@ def open_input(spark: SparkSession, location: Location) -> InputTable:
             return InputTable(location, rows, None, path, content_digest(rows))
         delta = _delta_table(spark, location)
         if delta is not None:
-            version = latest_version(spark, location)
+            version = latest_version(spark, location) if version is None else version
             rows = read_version(spark, location, version)
             return InputTable(location, rows, version, delta.path, f"{delta.id}@{version}")
         if location.is_path:

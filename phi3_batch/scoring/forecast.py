@@ -1,0 +1,167 @@
+"""What a job would take, before it is begun: tokens counted, a few requests tried."""
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+from py4j.protocol import Py4JError
+from pyspark.errors import PySparkException
+from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
+
+from phi3_batch.errors import ScoringError
+from phi3_batch.scoring import faults
+from phi3_batch.scoring.chunks import ChunkScorer
+from phi3_batch.scoring.plan import REFUSAL, REQUEST_ID, ScoringPlan
+from phi3_batch.scoring.udf import worker_settings
+
+# Requests that are read through the model's tokenizer, on the driver; some seconds' work.
+_MOST_COUNTED = 10_000
+_PILOT_REQUESTS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCount:
+    """Prompt tokens of a job's requests, by the model's own tokenizer.
+
+    Attributes:
+        requests: of the job.
+        counted: how many of them were looked at; the other figures are scaled up from these.
+        prompt_tokens: of all requests.
+        longest: tokens of prompt and completion together, of the longest one looked at.
+        errors: requests that will fail, by code, beyond those that no model sees.
+        memory_bytes: that a process takes which runs the model on the longest one.
+    """
+
+    requests: int
+    counted: int
+    prompt_tokens: int
+    longest: int
+    errors: Mapping[str, int] = field(default_factory=dict)
+    memory_bytes: int = 0
+
+    @property
+    def exact(self) -> bool:
+        """Whether all requests were looked at."""
+        return self.counted == self.requests
+
+
+@dataclass(frozen=True, slots=True)
+class Pilot:
+    """A few requests that were scored, and not written.
+
+    Attributes:
+        requests: how many.
+        seconds_each: on one executor, without what a job costs to start.
+        tokens_each: generated; None where the model does not count.
+    """
+
+    requests: int
+    seconds_each: float
+    tokens_each: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What a job would take.
+
+    Attributes:
+        tokens: None for a model that is not ours.
+        pilot: None where there is nothing to score.
+        requests: that are to be scored.
+        executors: that work at the same time.
+        cores_each: of an executor.
+    """
+
+    tokens: TokenCount | None
+    pilot: Pilot | None
+    requests: int
+    executors: int
+    cores_each: int
+
+    @property
+    def hours(self) -> float:
+        """Expected, by the pilot."""
+        if self.pilot is None:
+            return 0.0
+        return self.requests * self.pilot.seconds_each / self.executors / 3600
+
+    @property
+    def core_hours(self) -> float:
+        """Expected, by the pilot."""
+        return self.hours * self.executors * self.cores_each
+
+
+def make_forecast(spark: SparkSession, plan: ScoringPlan, executors: int | None) -> Forecast:
+    """Count a job's tokens, and score a few of its requests without writing them.
+
+    Args:
+        spark: the session.
+        plan: of the job.
+        executors: that the job is to have; those of the session, where none are given.
+
+    Raises:
+        ScoringError: the few requests could not be scored.
+    """
+    requests = sum(chunk.requests for chunk in plan.to_do)
+    return Forecast(
+        tokens=_count_tokens(plan),
+        pilot=_pilot(spark, plan) if requests else None,
+        requests=requests,
+        executors=executors or plan.slots,
+        cores_each=int(spark.conf.get("spark.task.cpus", "1") or 1),
+    )
+
+
+def _count_tokens(plan: ScoringPlan) -> TokenCount | None:
+    model = plan.model.python_model
+    if not hasattr(model, "examine"):
+        return None
+    sound = plan.work.where(F.col(REFUSAL).isNull())
+    once = sound.dropDuplicates([REQUEST_ID]).orderBy(REQUEST_ID)  # by a hash: in no order
+    rows = once.select(plan.requests.struct().alias("row")).limit(_MOST_COUNTED).collect()
+    inputs = pd.DataFrame([row["row"].asDict(recursive=True) for row in rows])
+    if inputs.empty:
+        return TokenCount(0, 0, 0, 0)
+    params = {} if plan.model.takes_messages else dict(plan.model.params)
+    examined: Any = model.examine(inputs, params)
+    distinct = sound.select(F.count_distinct(REQUEST_ID)).head()
+    assert distinct is not None  # an aggregate of no rows is a row too
+    scale = distinct[0] / len(inputs)
+    codes = Counter(error["code"] for error in examined["error"] if error["code"])
+    longest = int((examined["prompt_tokens"] + examined["max_tokens"]).max())
+    return TokenCount(
+        requests=distinct[0],
+        counted=len(inputs),
+        prompt_tokens=round(scale * int(examined["prompt_tokens"].sum())),
+        longest=longest,
+        errors={code: round(scale * count) for code, count in codes.items()},
+        memory_bytes=model.memory_bytes(longest),
+    )
+
+
+def _pilot(spark: SparkSession, plan: ScoringPlan) -> Pilot:
+    scorer = ChunkScorer(spark, plan, run_id="")
+    ids = F.col(REQUEST_ID)
+    sound = plan.work.where(F.col(REFUSAL).isNull())
+    sample = [row[0] for row in sound.select(ids).distinct().orderBy(ids).head(_PILOT_REQUESTS + 1)]
+    try:
+        with worker_settings(spark, plan.model):
+            scorer.try_out(sample[:1])  # loads the model
+            started = time.monotonic()
+            scorer.try_out(sample[:1])
+            for_one = time.monotonic() - started
+            if len(sample) == 1:
+                return Pilot(1, for_one, None)
+            started = time.monotonic()
+            tokens = scorer.try_out(sample)
+            for_all = time.monotonic() - started
+    except (PySparkException, Py4JError) as error:
+        raise ScoringError(f"the pilot failed: {faults.why(error)}") from error
+    # what both jobs cost to start goes out of the difference
+    seconds = max(for_all - for_one, 0.0) / (len(sample) - 1)
+    each = tokens / len(sample) if plan.model.counts_tokens else None
+    return Pilot(len(sample), seconds, each)

@@ -1,0 +1,111 @@
+"""Why jobs fail, and how the row that does it is found."""
+
+import math
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from phi3_batch.errors import RowErrorCode, ScoringError
+from phi3_batch.scoring import faults
+from phi3_batch.scoring.faults import CrashLimit, Fault, classify, find_culprit, why
+
+WORKER_DIED = """An error occurred while calling o1.append.
+: org.apache.spark.SparkException: Job aborted due to stage failure: Task 0 in stage 3.0 failed 1
+times, most recent failure: Lost task 0.0 in stage 3.0 (TID 3) (localhost executor driver):
+org.apache.spark.SparkException: Python worker exited unexpectedly (crashed)
+Caused by: java.io.EOFException"""
+MODEL_RAISED = """org.apache.spark.api.python.PythonException: Traceback (most recent call last):
+  File "worker.py", line 1, in main
+ValueError: cannot answer my secret question
+"""
+OURS = MODEL_RAISED + "phi3_batch.errors.EngineError: onnxruntime-genai cannot load it"
+
+
+@pytest.mark.parametrize(
+    ("text", "fault", "said"),
+    [
+        (WORKER_DIED, Fault.CRASH, "a Python worker died while the model ran"),
+        ("ExecutorLostFailure (executor 1 exited)", Fault.CRASH, "a Python worker died"),
+        (MODEL_RAISED, Fault.RAISED, "the model raised ValueError in a Spark task"),
+        (OURS, Fault.FATAL, "onnxruntime-genai cannot load it"),
+        ("[RESULT_ROWS_MISMATCH] 3, not 2", Fault.FATAL, "another number of results than rows"),
+        ("java.io.IOException: No space left on device", Fault.FATAL, "the disk is full"),
+        (WORKER_DIED + "\nNo space left on device", Fault.FATAL, "the disk is full"),
+        ("[FAILED_READ_FILE.FILE_NOT_EXIST] part-0", Fault.FATAL, "files of the input's version"),
+        ("[SOMETHING] else\n\tat a.b.c", Fault.FATAL, "[SOMETHING] else"),
+    ],
+)
+def test_a_failure_is_known_by_what_spark_says_of_it(text: str, fault: Fault, said: str) -> None:
+    assert classify(RuntimeError(text)) is fault
+    line = why(RuntimeError(text))
+    assert said in line
+    assert "\n" not in line
+    assert "secret" not in line
+
+
+def test_what_a_culprits_row_says() -> None:
+    assert faults.row_error(RuntimeError(WORKER_DIED))[0] is RowErrorCode.WORKER_CRASHED
+    code, message = faults.row_error(RuntimeError(MODEL_RAISED))
+    assert (code, message) == (RowErrorCode.ENGINE_ERROR, "the model raised ValueError")
+
+
+@given(st.integers(2, 600), st.data())
+def test_one_bad_request_is_found_in_about_log2_trials(count: int, data: st.DataObject) -> None:
+    requests = [f"{number:04}" for number in range(count)]
+    bad = data.draw(st.sampled_from(requests))
+    trials: list[Sequence[str]] = []
+
+    def fails(some: Sequence[str]) -> bool:
+        trials.append(some)
+        return bad in some
+
+    assert find_culprit(requests, fails) == bad
+    assert len(trials) <= math.ceil(math.log2(count)) + 2
+    # neighbours only: a job selects them by the first and the last
+    assert all(list(some) == requests[requests.index(some[0]) :][: len(some)] for some in trials)
+
+
+@given(st.integers(3, 200), st.data())
+def test_of_several_bad_requests_one_is_found(count: int, data: st.DataObject) -> None:
+    requests = [f"{number:04}" for number in range(count)]
+    bad = data.draw(st.sets(st.sampled_from(requests[:-1]), min_size=1))
+    try:
+        found = find_culprit(requests, lambda some: any(request in bad for request in some))
+    except ScoringError:
+        pytest.fail("the last request is sound")
+    assert found in bad
+
+
+def test_a_crash_by_numbers_is_nobodys_fault() -> None:
+    requests = [f"{number:03}" for number in range(100)]
+    assert find_culprit(requests, lambda some: len(some) > 10) is None
+    assert find_culprit(requests, lambda some: False) is None
+
+
+def test_when_everything_fails_the_search_ends_soon() -> None:
+    trials = 0
+
+    def fails(some: Sequence[str]) -> bool:
+        nonlocal trials
+        trials += 1
+        return True
+
+    with pytest.raises(ScoringError, match="every request that was tried failed"):
+        find_culprit([f"{number:03}" for number in range(256)], fails)
+    assert trials <= 10
+
+
+def test_a_single_request_may_be_the_culprit() -> None:
+    assert find_culprit(["only"], lambda some: True) == "only"
+    assert find_culprit(["only"], lambda some: False) is None
+
+
+@pytest.mark.parametrize(("requests", "allowed"), [(20, 10), (1000, 10), (100_000, 1000)])
+def test_too_many_culprits_are_the_models_fault(requests: int, allowed: int) -> None:
+    limit = CrashLimit(requests)
+    for _ in range(allowed):
+        limit.add()
+    with pytest.raises(ScoringError, match="looks like the model or too little memory"):
+        limit.add()
