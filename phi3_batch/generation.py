@@ -42,7 +42,8 @@ class GenerationParams:
         top_p: sample from the smallest set of tokens that holds this probability mass, in (0, 1].
         top_k: sample from the k likeliest tokens; 0 means all of them.
         stop: strings that end the completion; the text is cut before the first one found.
-        seed: of the random numbers that sampling draws; the same request gives the same text.
+        seed: of the random numbers that sampling draws; an engine follows it to the letter, and
+            the logged models derive each row's own from it.
 
     Raises:
         InvalidParameterError: a value is of the wrong type or out of range.

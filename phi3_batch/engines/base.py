@@ -2,35 +2,24 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from phi3_batch.errors import RowErrorCode
 from phi3_batch.generation import Completion, FinishReason, Request, Usage
 from phi3_batch.text import Tokenizer
 
 
-class Engine(ABC):
-    """One loaded model.
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The sizes of a model that requests have to keep to.
 
     Attributes:
-        name: the runtime and its version, for logs and tracking.
-        tokenizer: of the loaded model.
         context_length: tokens of prompt and completion together that the model can hold.
         vocab_size: token ids are below it.
     """
 
-    name: str
-    tokenizer: Tokenizer
     context_length: int
     vocab_size: int
-
-    @abstractmethod
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        """Answer requests: one completion for each, in the same order.
-
-        A request that cannot be answered gets a completion with an error, and what happens to it
-        changes nothing for the others; nor does a greedy result depend on what else is in the
-        batch. Engines work in the order that suits them.
-        """
 
     def find_request_error(self, request: Request) -> Completion | None:
         """The failed completion of a request no runtime should see, or None for a sound one.
@@ -56,8 +45,31 @@ class Engine(ABC):
         return None
 
     def max_new_tokens(self, request: Request) -> int:
-        """How many tokens the request may get: its max_tokens, or what the context has left."""
+        """How many tokens a sound request may get: its max_tokens, or what the context has left."""
         return min(request.params.max_tokens, self.context_length - len(request.prompt_ids))
+
+
+class Engine(ABC):
+    """One loaded model.
+
+    Attributes:
+        name: the runtime and its version, for logs and tracking.
+        tokenizer: of the loaded model.
+        limits: what no request gets past; the others are the runtime's.
+    """
+
+    name: str
+    tokenizer: Tokenizer
+    limits: Limits
+
+    @abstractmethod
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        """Answer requests: one completion for each, in the same order.
+
+        A request that cannot be answered gets a completion with an error, and what happens to it
+        changes nothing for the others; nor does a greedy result depend on what else is in the
+        batch. Engines work in the order that suits them.
+        """
 
 
 class CompletionBuilder:

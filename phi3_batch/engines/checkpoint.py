@@ -6,13 +6,18 @@ It is what the model builder makes ONNX builds of, and what a transformers pipel
 import importlib.util
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from phi3_batch.engines.files import Manifest, require_file
+from phi3_batch.engines.base import Limits
+from phi3_batch.engines.files import Manifest, require_file, total_bytes
+from phi3_batch.engines.memory import Dimensions, transformers_memory_bytes
 from phi3_batch.errors import EnvironmentProblemError, InvalidModelError
+from phi3_batch.text import Tokenizer
 
 _MODEL_TYPE = "phi3"
+_SIXTEEN_BIT = ("bfloat16", "float16")
 _CONFIG = "config.json"
 _GENERATION_CONFIG = "generation_config.json"
 _TOKENIZER = "tokenizer.json"
@@ -34,6 +39,7 @@ class Checkpoint:
         end_token_ids: tokens that end a completion.
         dtype: of the stored weights, ``bfloat16`` and the like.
         files: names of the files that make the model, relative to ``path``.
+        dimensions: of its layers.
     """
 
     path: Path
@@ -42,6 +48,7 @@ class Checkpoint:
     end_token_ids: tuple[int, ...]
     dtype: str
     files: tuple[str, ...]
+    dimensions: Dimensions
 
     @property
     def model_type(self) -> str:
@@ -52,6 +59,24 @@ class Checkpoint:
     def precision(self) -> str:
         """How the weights are stored."""
         return self.dtype
+
+    @property
+    def limits(self) -> Limits:
+        """What requests have to keep to."""
+        return Limits(self.context_length, self.vocab_size)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Of tokenizer.json, read when it is first asked for."""
+        return Tokenizer(self.path / _TOKENIZER)
+
+    def memory_bytes(self, tokens: int) -> int:
+        """Memory of a process that runs the model; see :func:`transformers_memory_bytes`."""
+        files_bytes = total_bytes(self.path, self.files)
+        float32_bytes = files_bytes * (2 if self.dtype in _SIXTEEN_BIT else 1)
+        return transformers_memory_bytes(
+            files_bytes, float32_bytes, self.dimensions, self.limits, tokens
+        )
 
     @classmethod
     def open(cls, path: str | Path) -> "Checkpoint":
@@ -83,6 +108,7 @@ class Checkpoint:
                 # transformers 4 called it torch_dtype
                 dtype=str(config.get("dtype") or config.get("torch_dtype") or "float32"),
                 files=(_CONFIG, *optional, _TOKENIZER, *_weight_files(path)),
+                dimensions=_dimensions(config),
             )
         except _DAMAGE as error:
             raise _damaged(path / _CONFIG, error) from error
@@ -127,6 +153,16 @@ def _context_length(config: dict[str, Any]) -> int:
     if kind == "default":
         return int(config["max_position_embeddings"])
     return int(config["original_max_position_embeddings"])
+
+
+def _dimensions(config: dict[str, Any]) -> Dimensions:
+    heads, hidden_size = int(config["num_attention_heads"]), int(config["hidden_size"])
+    return Dimensions(
+        layers=int(config["num_hidden_layers"]),
+        key_value_heads=int(config.get("num_key_value_heads") or heads),
+        head_size=int(config.get("head_dim") or hidden_size // heads),
+        hidden_size=hidden_size,
+    )
 
 
 def _weight_files(path: Path) -> tuple[str, ...]:

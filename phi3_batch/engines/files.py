@@ -63,6 +63,11 @@ class Manifest:
         return cls({name: (size, sha256) for name, (size, sha256) in json.loads(text).items()})
 
 
+def total_bytes(path: Path, names: Iterable[str]) -> int:
+    """Size of files of a folder together."""
+    return sum((path / name).stat().st_size for name in names)
+
+
 def require_file(path: Path, name: str) -> None:
     """Raise an InvalidModelError unless a folder has a file, with something in it."""
     file = path / name

@@ -8,12 +8,16 @@ import json
 import mmap
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from phi3_batch.engines.files import Manifest, require_file
+from phi3_batch.engines.base import Limits
+from phi3_batch.engines.files import Manifest, require_file, total_bytes
+from phi3_batch.engines.memory import Dimensions, onnx_memory_bytes
 from phi3_batch.errors import InvalidModelError
+from phi3_batch.text import Tokenizer
 
 _MODEL_TYPE = "phi3"
 _CONFIG = "genai_config.json"
@@ -44,6 +48,7 @@ class ModelFolder:
         quantization: how the weights are stored.
         sliding_window: that section of genai_config.json, empty where there is none.
         files: names of the files that make the model, relative to ``path``.
+        dimensions: of its layers.
     """
 
     path: Path
@@ -53,6 +58,7 @@ class ModelFolder:
     quantization: Quantization
     sliding_window: Mapping[str, object]
     files: tuple[str, ...]
+    dimensions: Dimensions
 
     @property
     def model_type(self) -> str:
@@ -63,6 +69,21 @@ class ModelFolder:
     def precision(self) -> str:
         """How the weights are stored."""
         return str(self.quantization)
+
+    @property
+    def limits(self) -> Limits:
+        """What requests have to keep to."""
+        return Limits(self.context_length, self.vocab_size)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Of tokenizer.json, read when it is first asked for."""
+        return Tokenizer(self.path / _TOKENIZER)
+
+    def memory_bytes(self, tokens: int) -> int:
+        """Memory of a process that runs the model; see :func:`onnx_memory_bytes`."""
+        files_bytes = total_bytes(self.path, self.files)
+        return onnx_memory_bytes(files_bytes, self.dimensions, self.limits, tokens)
 
     @classmethod
     def open(cls, path: str | Path) -> "ModelFolder":
@@ -95,6 +116,7 @@ class ModelFolder:
             quantization=quantization,
             sliding_window=model["decoder"].get("sliding_window", {}),
             files=(_CONFIG, _TOKENIZER, graph, *data_files),
+            dimensions=_dimensions(model["decoder"]),
         )
 
     def read_manifest(self) -> Manifest:
@@ -114,7 +136,9 @@ def _read_config(path: Path) -> dict[str, Any]:
         config: dict[str, Any] = json.loads((path / _CONFIG).read_text(encoding="utf-8"))
         model = config["model"]
         _ = model["type"], model["decoder"]["filename"]
-        for number in (model["context_length"], model["vocab_size"], *_end_token_ids(model)):
+        sizes = astuple(_dimensions(model["decoder"]))
+        numbers = (model["context_length"], model["vocab_size"], *_end_token_ids(model), *sizes)
+        for number in numbers:
             if not isinstance(number, int):
                 raise TypeError(f"{number!r} is not a whole number")
     except (ValueError, KeyError, TypeError) as error:
@@ -122,6 +146,15 @@ def _read_config(path: Path) -> dict[str, Any]:
             f"{path / _CONFIG} is damaged: {type(error).__name__} {error}"
         ) from error
     return config
+
+
+def _dimensions(decoder: Mapping[str, Any]) -> Dimensions:
+    return Dimensions(
+        layers=decoder["num_hidden_layers"],
+        key_value_heads=decoder["num_key_value_heads"],
+        head_size=decoder["head_size"],
+        hidden_size=decoder["hidden_size"],
+    )
 
 
 def _end_token_ids(model: dict[str, Any]) -> list[int]:

@@ -13,16 +13,13 @@ import numpy as np
 import onnxruntime_genai as og
 
 from phi3_batch.engines.base import CompletionBuilder, Engine, first_line
+from phi3_batch.engines.memory import SMALLEST_CAPACITY, cache_capacity
 from phi3_batch.engines.model_folder import ModelFolder
 from phi3_batch.engines.sampling import choose_token
 from phi3_batch.engines.threads import thread_count
+from phi3_batch.engines.time_limit import time_limit
 from phi3_batch.errors import EngineError, RowErrorCode
 from phi3_batch.generation import Completion, Request
-from phi3_batch.text import Tokenizer
-
-# The runtime sets the KV cache aside at once (0.8 MB a token at Phi-3-mini's size), so it starts
-# small and doubles, up to the context length, for requests that need more.
-_SMALLEST_CAPACITY = 512
 
 og.disable_telemetry_events()  # prompts are people's data: nothing leaves the machine
 
@@ -45,9 +42,8 @@ class OnnxRuntimeGenAIEngine(Engine):
         self, folder: ModelFolder, *, threads: int | None = None, keep_prefix: bool = True
     ) -> None:
         self.name = f"onnxruntime-genai {og.__version__}"
-        self.tokenizer = Tokenizer(folder.path / "tokenizer.json")
-        self.context_length = folder.context_length
-        self.vocab_size = folder.vocab_size
+        self.tokenizer = folder.tokenizer
+        self.limits = folder.limits
         self._end_token_ids = frozenset(folder.end_token_ids)
         self._keep_prefix = keep_prefix
         # two threads of a serving process must not write into one KV cache
@@ -60,7 +56,7 @@ class OnnxRuntimeGenAIEngine(Engine):
             raise EngineError(f"{self.name} cannot load {folder.path}: {error}") from error
         self._generator: og.Generator | None = None
         self._kept_ids: tuple[int, ...] = ()  # whose KV cache the generator holds
-        self._capacity = _SMALLEST_CAPACITY
+        self._capacity = SMALLEST_CAPACITY
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """Answer requests one after another, those with equal beginnings next to each other."""
@@ -72,10 +68,11 @@ class OnnxRuntimeGenAIEngine(Engine):
         return [completion for completion in completions if completion is not None]
 
     def _answer(self, request: Request) -> Completion:
-        if refused := self.find_request_error(request):
+        if refused := self.limits.find_request_error(request):
             return refused
         try:
-            return self._decode(request)
+            with time_limit([request], self.limits):
+                return self._decode(request)
         except Exception as error:  # whatever the runtime raises must cost this request alone
             self._forget()
             return Completion.failed(
@@ -85,7 +82,7 @@ class OnnxRuntimeGenAIEngine(Engine):
             )
 
     def _decode(self, request: Request) -> Completion:
-        max_tokens = self.max_new_tokens(request)
+        max_tokens = self.limits.max_new_tokens(request)
         rng = np.random.default_rng(request.params.seed)
         builder = CompletionBuilder(request, self.tokenizer, self._end_token_ids, max_tokens)
         generator = self._prefill(request.prompt_ids, max_tokens)
@@ -100,15 +97,15 @@ class OnnxRuntimeGenAIEngine(Engine):
         needed = len(prompt_ids) + max_tokens
         if self._generator is None or needed > self._capacity:
             self._forget()
-            while self._capacity < needed:
-                self._capacity *= 2
-            self._capacity = min(self._capacity, self.context_length)
+            self._capacity = cache_capacity(needed, self.limits.context_length)
             params = og.GeneratorParams(self._model)
             params.set_search_options(max_length=self._capacity)
             self._generator = og.Generator(self._model, params)
         else:
-            # the last token is always read again: its logits are where the answer begins
-            kept = min(common_prefix_length(self._kept_ids, prompt_ids), len(prompt_ids) - 1)
+            # The last token is always read again: its logits are where the answer begins. And the
+            # one before it too, for the runtime reads a single token in another way, and the
+            # logits differ a little: a text must not depend on what was read before.
+            kept = common_prefix_length(self._kept_ids, prompt_ids[:-2])
             self._kept_ids = prompt_ids[: kept if self._keep_prefix else 0]
             self._generator.rewind_to(len(self._kept_ids))
         unread = prompt_ids[len(self._kept_ids) :]
@@ -120,7 +117,7 @@ class OnnxRuntimeGenAIEngine(Engine):
         """Drop the generator and its KV cache."""
         self._generator = None
         self._kept_ids = ()
-        self._capacity = _SMALLEST_CAPACITY
+        self._capacity = SMALLEST_CAPACITY
 
 
 def common_prefix_length(left: Sequence[int], right: Sequence[int]) -> int:

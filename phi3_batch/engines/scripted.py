@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from phi3_batch.engines.base import CompletionBuilder, Engine
+from phi3_batch.engines.base import CompletionBuilder, Engine, Limits
 from phi3_batch.errors import RowErrorCode
 from phi3_batch.generation import Completion, Request
 from phi3_batch.text import Tokenizer
@@ -35,8 +35,7 @@ class ScriptedEngine(Engine):
         vocab_size: int = 32064,
     ) -> None:
         self.tokenizer = tokenizer
-        self.context_length = context_length
-        self.vocab_size = vocab_size
+        self.limits = Limits(context_length, vocab_size)
         self._script = script
         self._end_token_ids = end_token_ids
 
@@ -45,9 +44,9 @@ class ScriptedEngine(Engine):
         return [self._answer(request) for request in requests]
 
     def _answer(self, request: Request) -> Completion:
-        if refused := self.find_request_error(request):
+        if refused := self.limits.find_request_error(request):
             return refused
-        max_tokens = self.max_new_tokens(request)
+        max_tokens = self.limits.max_new_tokens(request)
         builder = CompletionBuilder(request, self.tokenizer, self._end_token_ids, max_tokens)
         try:
             for token_id in self._script(request):

@@ -18,15 +18,12 @@ from numpy.typing import NDArray
 
 from phi3_batch.engines.base import CompletionBuilder, Engine, first_line
 from phi3_batch.engines.checkpoint import Checkpoint
+from phi3_batch.engines.memory import BATCH_ROWS, BATCH_TOKENS
 from phi3_batch.engines.sampling import choose_token
 from phi3_batch.engines.threads import thread_count
+from phi3_batch.engines.time_limit import time_limit
 from phi3_batch.errors import EngineError, RowErrorCode
 from phi3_batch.generation import Completion, GenerationParams, Request
-from phi3_batch.text import Tokenizer
-
-# Rows x (longest prompt + most new tokens) of a batch. A token's keys and values are 0.8 MB at
-# Phi-3-mini's size (32 layers x 2 x 3072 values x 4 bytes): 6.4 GB beside 15.3 GB of weights.
-_BATCH_TOKENS = 8192
 
 # Whatever the weights are stored as. In bfloat16 a row's logits depend on who shares its batch: 7
 # of 16 greedy answers came out other than alone (4 random layers of Phi-3-mini's size), in float32
@@ -49,12 +46,11 @@ class TransformersEngine(Engine):
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, *, threads: int | None = None, batch_rows: int = 16
+        self, checkpoint: Checkpoint, *, threads: int | None = None, batch_rows: int = BATCH_ROWS
     ) -> None:
         self.name = f"transformers {transformers.__version__}"
-        self.tokenizer = Tokenizer(checkpoint.path / "tokenizer.json")
-        self.context_length = checkpoint.context_length
-        self.vocab_size = checkpoint.vocab_size
+        self.tokenizer = checkpoint.tokenizer
+        self.limits = checkpoint.limits
         self._end_token_ids = frozenset(checkpoint.end_token_ids)
         self._batch_rows = batch_rows
         # two threads of a serving process would want the memory of two batches
@@ -69,7 +65,7 @@ class TransformersEngine(Engine):
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """Answer requests in batches of similar length."""
-        completions = [self.find_request_error(request) for request in requests]
+        completions = [self.limits.find_request_error(request) for request in requests]
         sound = [i for i, refused in enumerate(completions) if refused is None]
         with self._lock, torch.inference_mode():
             for batch in self._make_batches(requests, sound):
@@ -83,14 +79,15 @@ class TransformersEngine(Engine):
     ) -> Iterator[list[int]]:
         """Part requests, by their indexes, into batches that need little padding."""
         sizes = {
-            i: (len(requests[i].prompt_ids), self.max_new_tokens(requests[i])) for i in indexes
+            i: (len(requests[i].prompt_ids), self.limits.max_new_tokens(requests[i]))
+            for i in indexes
         }
         batch: list[int] = []
         for index in sorted(sizes, key=sizes.__getitem__):
             prompt, _ = sizes[index]  # the longest so far: they are sorted
             rows = [*batch, index]
             tokens = len(rows) * (prompt + max(sizes[i][1] for i in rows))
-            if batch and (len(rows) > self._batch_rows or tokens > _BATCH_TOKENS):
+            if batch and (len(rows) > self._batch_rows or tokens > BATCH_TOKENS):
                 yield batch
                 rows = [index]
             batch = rows
@@ -99,7 +96,8 @@ class TransformersEngine(Engine):
 
     def _answer(self, requests: list[Request]) -> list[Completion]:
         try:
-            return self._decode(requests)
+            with time_limit(requests, self.limits):
+                return self._decode(requests)
         except Exception as error:  # whatever torch raises must cost one request alone
             if len(requests) == 1:
                 message = f"{self.name}: {first_line(error)}"
@@ -137,7 +135,7 @@ class TransformersEngine(Engine):
             positions = positions[:, -1:] + 1
 
     def _start(self, request: Request) -> "_Row":
-        max_tokens = self.max_new_tokens(request)
+        max_tokens = self.limits.max_new_tokens(request)
         builder = CompletionBuilder(request, self.tokenizer, self._end_token_ids, max_tokens)
         return _Row(builder, request.params, np.random.default_rng(request.params.seed))
 

@@ -13,10 +13,12 @@ import pandas as pd
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from phi3_batch.engines import Checkpoint, Manifest, ModelFolder, get_engine
-from phi3_batch.generation import Completion, GenerationParams, RowError, Usage
+from phi3_batch.generation import Completion, GenerationParams, Request, RowError, Usage
 from phi3_batch.models.chats import Chat, parse_chat, parse_params
+from phi3_batch.models.examine import examine_rows
 from phi3_batch.models.prompt import MANIFEST_ARTIFACT, MODEL_ARTIFACT
-from phi3_batch.text import ChatTemplate
+from phi3_batch.models.seeds import with_own_seeds
+from phi3_batch.text import ChatTemplate, Tokenizer
 
 # Beside the generation parameters in MLflow's model_config: what completions call the model.
 MODEL_NAME_CONFIG = "model"
@@ -59,6 +61,9 @@ class ChatModel(PythonModel):
     ) -> list[dict[str, Any]]:
         """Answer every chat, in the order given.
 
+        Sampled choices have seeds of their own, which derive from the model's seed, the chat, and
+        how many choices for copies of it come before in the call.
+
         Args:
             context: unused; what it holds was read when the model was loaded.
             model_input: a DataFrame with a column ``messages`` and, where wanted, ``temperature``,
@@ -76,13 +81,9 @@ class ChatModel(PythonModel):
             EngineError: the runtime cannot load the model.
         """
         engine = get_engine(self._folder, self._manifest)
-        template = ChatTemplate(engine.tokenizer)
-        chats = [parse_chat(row, self._defaults) for row in _rows(model_input)]
-        requests = [
-            chat.requests(template.encode(chat.messages)) if isinstance(chat, Chat) else []
-            for chat in chats
-        ]
-        completions = iter(engine.generate([request for group in requests for request in group]))
+        chats, requests = self._parse(model_input, engine.tokenizer)
+        together = with_own_seeds(request for group in requests for request in group)
+        completions = iter(engine.generate(together))
         created = int(time.time())
         answers = [
             _answer(chat, list(islice(completions, len(group))))
@@ -99,6 +100,51 @@ class ChatModel(PythonModel):
             }
             for kind, choices, usage in answers
         ]
+
+    def examine(self, model_input: Any, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
+        """What every chat would take, without generating and without reading the weights.
+
+        Args:
+            model_input: as of :meth:`predict`.
+            params: none are known, as in :meth:`predict`.
+
+        Returns:
+            A row for each chat with prompt_tokens (0 where they are not known), max_tokens (the
+            most that may be generated: for all sampled choices, once for greedy ones, 0 for a row
+            that fails) and error, a dict of the code and message that predict would give; both
+            are empty where nothing is wrong.
+
+        Raises:
+            InvalidModelError: the tokenizer is not Phi-3's.
+        """
+        chats, requests = self._parse(model_input, self._folder.tokenizer)
+        return examine_rows(
+            (
+                chat if isinstance(chat, RowError) else group
+                for chat, group in zip(chats, requests, strict=True)
+            ),
+            self._folder.limits,
+        )
+
+    def memory_bytes(self, tokens: int) -> int:
+        """About what a process takes at its peak that runs this model; good to a fifth or so.
+
+        Args:
+            tokens: of prompt and answer of the longest request, as if it were all prompt.
+        """
+        return self._folder.memory_bytes(tokens)
+
+    def _parse(
+        self, model_input: Any, tokenizer: Tokenizer
+    ) -> tuple[list[Chat | RowError], list[list[Request]]]:
+        """Every row's chat, or what is wrong with it, and the requests that it comes to."""
+        template = ChatTemplate(tokenizer)
+        chats = [parse_chat(row, self._defaults) for row in _rows(model_input)]
+        requests = [
+            chat.requests(template.encode(chat.messages)) if isinstance(chat, Chat) else []
+            for chat in chats
+        ]
+        return chats, requests
 
 
 def chat_config(name: str, params: Mapping[str, Any]) -> dict[str, Any]:

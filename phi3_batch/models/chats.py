@@ -33,13 +33,11 @@ class Chat:
     def requests(self, prompt_ids: Sequence[int]) -> list[Request]:
         """What the engine has to answer: greedy choices are equal and asked for once.
 
-        Sampled choices have seeds of their own, counted up from the chat's.
+        Sampled ones are equal too, until :func:`~phi3_batch.models.seeds.with_own_seeds` gives
+        each its seed.
         """
-        prompt = tuple(prompt_ids)
-        if self.params.greedy:
-            return [Request(prompt, self.params)]
-        seeds = range(self.params.seed, self.params.seed + self.choices)
-        return [Request(prompt, replace(self.params, seed=seed)) for seed in seeds]
+        request = Request(tuple(prompt_ids), self.params)
+        return [request] * (1 if self.params.greedy else self.choices)
 
 
 def parse_chat(row: Mapping[str, Any], defaults: GenerationParams) -> Chat | RowError:

@@ -10,9 +10,11 @@ import pandas as pd
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from phi3_batch.engines import Engine, Manifest, ModelFolder, get_engine
-from phi3_batch.generation import Completion, GenerationParams, Request
+from phi3_batch.generation import Completion, GenerationParams, Request, RowError
+from phi3_batch.models.examine import examine_rows
+from phi3_batch.models.seeds import with_own_seeds
 from phi3_batch.models.signatures import PROMPT_COLUMN, USAGE_PARAM
-from phi3_batch.text import find_text_error
+from phi3_batch.text import Tokenizer, find_text_error
 
 MODEL_ARTIFACT = "phi3-mini-onnx"
 MANIFEST_ARTIFACT = "manifest"
@@ -60,7 +62,9 @@ class PromptModel(PythonModel):
             model_input: a DataFrame with a column ``prompt``, which MLflow also makes of a dict
                 with one prompt or a list of them under ``prompt``. Called without MLflow in
                 between, that dict, a list of strings or one string will do.
-            params: of :class:`~phi3_batch.generation.GenerationParams`, and ``usage``.
+            params: of :class:`~phi3_batch.generation.GenerationParams`, and ``usage``. Sampled
+                prompts have seeds of their own, which derive from ``seed``, the prompt, and how
+                many copies of it come before it in the call.
 
         Returns:
             One string for each prompt, empty where there is no completion. With ``usage``, a
@@ -73,18 +77,49 @@ class PromptModel(PythonModel):
             InvalidParameterError: a parameter is out of range.
             EngineError: the runtime cannot load the model.
         """
-        options = dict(params or {})
-        usage = options.pop(USAGE_PARAM, False)
-        if "stop" in options:
-            options["stop"] = tuple(options["stop"])
-        generation_params = GenerationParams(**options)
+        generation_params = _generation_params(params)
         engine = get_engine(self._folder, self._manifest)
         completions = _complete(engine, _prompts(model_input), generation_params)
-        if usage:
+        if params and params.get(USAGE_PARAM):
             rows = [_usage_row(completion) for completion in completions]
             return pd.DataFrame(rows, columns=_USAGE_COLUMNS)
         _warn_of_failures(completions)
         return [completion.text for completion in completions]
+
+    def examine(self, model_input: Any, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
+        """What every prompt would take, without generating and without reading the weights.
+
+        Args:
+            model_input: as of :meth:`predict`.
+            params: as of :meth:`predict`.
+
+        Returns:
+            A row for each prompt with prompt_tokens (0 where they are not known), max_tokens (the
+            most that may be generated; 0 for a row that fails) and error, a dict of the code and
+            message that predict would give; both are empty where nothing is wrong.
+
+        Raises:
+            InvalidParameterError: a parameter is out of range.
+        """
+        rows = _parse(_prompts(model_input), self._folder.tokenizer, _generation_params(params))
+        return examine_rows(
+            (row if isinstance(row, RowError) else [row] for row in rows), self._folder.limits
+        )
+
+    def memory_bytes(self, tokens: int) -> int:
+        """About what a process takes at its peak that runs this model; good to a fifth or so.
+
+        Args:
+            tokens: of prompt and answer of the longest request, as if it were all prompt.
+        """
+        return self._folder.memory_bytes(tokens)
+
+
+def _generation_params(params: Mapping[str, Any] | None) -> GenerationParams:
+    options = {name: value for name, value in (params or {}).items() if name != USAGE_PARAM}
+    if "stop" in options:
+        options["stop"] = tuple(options["stop"])
+    return GenerationParams(**options)
 
 
 def _prompts(model_input: Any) -> list[object]:
@@ -99,16 +134,20 @@ def _complete(
     engine: Engine, prompts: Sequence[object], params: GenerationParams
 ) -> list[Completion]:
     """Answer the sound prompts in one call of the engine, and put the errors in their places."""
-    completions: dict[int, Completion] = {}
-    requests: dict[int, Request] = {}
-    for index, prompt in enumerate(prompts):
-        if error := find_text_error(prompt):
-            completions[index] = Completion(error=error)
-        else:
-            requests[index] = Request(tuple(engine.tokenizer.encode_prompt(str(prompt))), params)
-    answers = engine.generate(list(requests.values()))
-    completions.update(zip(requests, answers, strict=True))
-    return [completions[index] for index in range(len(prompts))]
+    rows = _parse(prompts, engine.tokenizer, params)
+    requests = with_own_seeds(row for row in rows if isinstance(row, Request))
+    answers = iter(engine.generate(requests))
+    return [Completion(error=row) if isinstance(row, RowError) else next(answers) for row in rows]
+
+
+def _parse(
+    prompts: Sequence[object], tokenizer: Tokenizer, params: GenerationParams
+) -> list[Request | RowError]:
+    """A request for each prompt, or what is wrong with it."""
+    return [
+        find_text_error(prompt) or Request(tuple(tokenizer.encode_prompt(str(prompt))), params)
+        for prompt in prompts
+    ]
 
 
 def _usage_row(completion: Completion) -> tuple[object, ...]:

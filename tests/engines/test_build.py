@@ -24,6 +24,7 @@ from phi3_batch import build as build_module
 from phi3_batch.build import build_int4, check_build, estimate_build, fetch_checkpoint
 from phi3_batch.cli import main
 from phi3_batch.engines import Checkpoint, ModelFolder
+from phi3_batch.engines.memory import Dimensions
 from phi3_batch.engines.onnxruntime_genai import OnnxRuntimeGenAIEngine
 from phi3_batch.errors import (
     EngineError,
@@ -86,7 +87,8 @@ def run_instead(monkeypatch: pytest.MonkeyPatch):
 def checkpoint_of_shape(folder: Path, **config: object) -> Checkpoint:
     """A checkpoint without weights: what a build takes is told by config.json."""
     (folder / "config.json").write_text(json.dumps(PHI3_MINI | config), encoding="utf-8")
-    return Checkpoint(folder, 4096, 32064, (32000,), "bfloat16", ("config.json",))
+    dimensions = Dimensions(layers=32, key_value_heads=32, head_size=96, hidden_size=3072)
+    return Checkpoint(folder, 4096, 32064, (32000,), "bfloat16", ("config.json",), dimensions)
 
 
 def names(folder: Path) -> set[str]:

@@ -5,7 +5,7 @@ import sys
 import onnxruntime_genai as og
 import pytest
 
-from phi3_batch.engines import ModelFolder
+from phi3_batch.engines import Limits, ModelFolder
 from phi3_batch.engines.onnxruntime_genai import OnnxRuntimeGenAIEngine
 from phi3_batch.errors import EngineError, RowErrorCode
 from phi3_batch.generation import GenerationParams, Request, Usage
@@ -24,7 +24,7 @@ def one(engine, request):
 
 def test_an_engine_says_which_runtime_it_is(tiny_engine):
     assert tiny_engine.name == f"onnxruntime-genai {og.__version__}"
-    assert tiny_engine.context_length == 4096
+    assert tiny_engine.limits == Limits(context_length=4096, vocab_size=1024)
 
 
 def test_no_request_gets_no_completion(fresh_engine):
@@ -182,24 +182,34 @@ def test_requests_that_share_a_prefix_are_put_next_to_each_other(prefilled, tiny
     params = GenerationParams(max_tokens=1)
     mixed = [(*first, 500), (*second, 500), (*first, 501), (*second, 501)]
     OnnxRuntimeGenAIEngine(tiny_folder).generate([Request(ids, params) for ids in mixed])
-    assert prefilled == [102, 1, 102, 1]
+    assert prefilled == [102, 2, 102, 2]
 
 
 def test_a_prefix_is_kept_from_one_call_to_the_next(prefilled, tiny_folder, nonsense):
     engine = OnnxRuntimeGenAIEngine(tiny_folder)
     for last in (500, 501):
         one(engine, Request((*nonsense(200), last), GenerationParams(max_tokens=1)))
-    assert prefilled == [201, 1]
+    assert prefilled == [201, 2]
 
 
-def test_of_a_prompt_equal_to_the_one_before_only_the_last_token_is_read(
+def test_of_a_prompt_equal_to_the_one_before_only_the_last_two_tokens_are_read(
     prefilled, tiny_folder, ask
 ):
     request = ask(SPAIN)
     completions = OnnxRuntimeGenAIEngine(tiny_folder).generate([request] * 3)
     assert [completion.text for completion in completions] == [MADRID] * 3
     generated = len(completions[0].token_ids)
-    assert sum(prefilled) == len(request.prompt_ids) + 1 + 1 + 3 * generated
+    assert sum(prefilled) == len(request.prompt_ids) + 2 + 2 + 3 * generated
+
+
+def test_no_bit_of_a_completion_depends_on_what_the_engine_has_read_before(tiny_folder, ask):
+    hot = [ask(SPAIN, temperature=3.0, seed=seed, max_tokens=30) for seed in range(60)]
+    short = [Request(ids, hot[0].params) for ids in [(5,), (5,), (5, 6), (5, 6, 7), (5,), (5, 6)]]
+    alone = OnnxRuntimeGenAIEngine(tiny_folder, keep_prefix=False)
+    engine = OnnxRuntimeGenAIEngine(tiny_folder)
+    for _ in range(2):  # the first after nothing, then the same prompt after itself
+        assert engine.generate(hot) == alone.generate(hot)
+        assert [one(engine, request) for request in short] == alone.generate(short)
 
 
 def test_a_prompt_that_is_the_beginning_of_the_one_before_gets_its_own_answer(
@@ -211,7 +221,7 @@ def test_a_prompt_that_is_the_beginning_of_the_one_before_gets_its_own_answer(
     one(engine, long)
     prefilled.clear()
     assert one(engine, short).text == MADRID
-    assert prefilled[0] == 1
+    assert prefilled[0] == 2
 
 
 def test_a_prompt_that_goes_on_after_the_one_before_is_read_from_there(
@@ -229,7 +239,7 @@ def test_a_prompt_that_goes_on_after_the_one_before_is_read_from_there(
 @pytest.fixture
 def unguarded_engine(fresh_engine):
     """An engine that lets any token id through, so that it is the runtime that fails on it."""
-    fresh_engine.vocab_size = 10**6
+    fresh_engine.limits = Limits(context_length=4096, vocab_size=10**6)
     return fresh_engine
 
 
@@ -252,7 +262,7 @@ def test_an_engine_works_on_after_a_failure(unguarded_engine, ask):
 
 
 def test_no_runtime_sees_ids_beyond_the_vocabulary(fresh_engine):
-    for ids in ((1, 5, fresh_engine.vocab_size), (1, -1)):
+    for ids in ((1, 5, 1024), (1, -1)):
         error = one(fresh_engine, Request(ids)).error
         assert error.code is RowErrorCode.ENGINE_ERROR
         assert error.message.startswith("a token id is beyond the vocabulary of 1024")

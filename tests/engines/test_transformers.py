@@ -11,7 +11,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from phi3_batch.engines import Checkpoint, cache, get_engine
+from phi3_batch.engines import Checkpoint, Limits, cache, get_engine
 from phi3_batch.engines import transformers as module
 from phi3_batch.engines.transformers import TransformersEngine
 from phi3_batch.errors import EngineError, EnvironmentProblemError, InvalidModelError, RowErrorCode
@@ -102,8 +102,7 @@ def reference_ids(engine, request):
 
 def test_an_engine_says_what_it_is(engine):
     assert engine.name == f"transformers {transformers.__version__}"
-    assert engine.context_length == 4096
-    assert engine.vocab_size == 1024
+    assert engine.limits == Limits(context_length=4096, vocab_size=1024)
 
 
 def test_no_request_gets_no_completion(engine):
@@ -217,13 +216,13 @@ def test_rows_of_similar_length_share_a_batch(monkeypatch, engine, steps):
 
 
 def test_a_batch_holds_no_more_tokens_than_it_may(monkeypatch, engine, steps):
-    monkeypatch.setattr(module, "_BATCH_TOKENS", 100)
+    monkeypatch.setattr(module, "BATCH_TOKENS", 100)
     engine.generate(random_requests([20] * 5, max_tokens=5))
     assert [shape for shape in steps if shape[1] > 1] == [(4, 20), (1, 20)]
 
 
 def test_a_row_that_is_more_than_a_batch_may_hold_goes_alone(monkeypatch, engine, steps):
-    monkeypatch.setattr(module, "_BATCH_TOKENS", 100)
+    monkeypatch.setattr(module, "BATCH_TOKENS", 100)
     completions = engine.generate(random_requests([101, 20, 20, 102], max_tokens=1))
     assert steps == [(2, 20), (1, 101), (1, 102)]
     assert [completion.usage.prompt_tokens for completion in completions] == [101, 20, 20, 102]
@@ -275,7 +274,7 @@ def test_requests_no_model_should_see_are_refused_among_good_ones(
 
 def test_rows_on_both_sides_of_the_sliding_window_share_a_batch(monkeypatch, engine, steps):
     assert engine._model.config.sliding_window == 2047
-    monkeypatch.setattr(module, "_BATCH_TOKENS", 10**6)
+    monkeypatch.setattr(module, "BATCH_TOKENS", 10**6)
     lengths_and_tokens = {20: 3, 2030: 24, 2046: 8, 2047: 6, 2100: 16}
     requests = [
         random_requests([length], max_tokens=count)[0]
@@ -289,7 +288,7 @@ def test_rows_on_both_sides_of_the_sliding_window_share_a_batch(monkeypatch, eng
 def test_prompts_that_nearly_fill_the_context_share_a_batch_with_short_ones(
     monkeypatch, engine, ask, nonsense
 ):
-    monkeypatch.setattr(module, "_BATCH_TOKENS", 10**6)
+    monkeypatch.setattr(module, "BATCH_TOKENS", 10**6)
     hot = GenerationParams(temperature=50.0, max_tokens=100)
     completions = engine.generate(
         [Request(nonsense(4090), hot), ask(SPAIN), Request(nonsense(4095))]
@@ -368,7 +367,8 @@ def test_a_row_whose_logits_are_no_numbers_fails_alone(engine, ask, wrap_model):
 
 
 def test_an_engine_works_on_after_a_failure(monkeypatch, engine, ask):
-    monkeypatch.setattr(engine, "vocab_size", 10**6)  # so that it is torch that fails
+    # so that it is torch that fails
+    monkeypatch.setattr(engine, "limits", Limits(context_length=4096, vocab_size=10**6))
     error = one(engine, Request((5, 5000))).error
     assert error.message == f"{engine.name}: index out of range in self"
     assert one(engine, ask(SPAIN)).text == MADRID

@@ -259,18 +259,26 @@ def test_sampled_choices_differ_and_come_again(model):
 
 
 def test_the_tokens_of_sampled_choices_are_added_up(model):
-    row = {"messages": SPAIN, "temperature": 3.0, "max_tokens": 12, "n": 4, "stop": ["a"]}
-    [completion] = model.predict(row)
-    [single] = model.predict({**row, "n": 1})
-    assert single["choices"] == completion["choices"][:1]
-    python_model = model.unwrap_python_model()
-    counts = [
-        python_model.predict(None, {**row, "n": 1, "seed": seed})[0]["usage"]["completion_tokens"]
-        for seed in range(4)
-    ]
+    row = {"messages": SPAIN, "temperature": 3.0, "max_tokens": 12, "stop": ["a"]}
+    [completion] = model.predict({**row, "n": 4})
+    singles = model.predict(pd.DataFrame([row] * 4))  # copies count on, as choices do
+    assert [texts(single)[0] for single in singles] == texts(completion)
+    counts = [single["usage"]["completion_tokens"] for single in singles]
     assert len(set(counts)) > 1, "the test needs choices of different lengths"
     assert completion["usage"]["completion_tokens"] == sum(counts)
-    assert completion["usage"]["prompt_tokens"] == single["usage"]["prompt_tokens"]
+    assert completion["usage"]["prompt_tokens"] == singles[0]["usage"]["prompt_tokens"]
+
+
+def test_copies_of_a_sampled_chat_go_on_where_the_choices_of_the_one_before_end(model):
+    row = {"messages": SPAIN, "temperature": 3.0, "max_tokens": 12}
+    [all_five] = model.predict({**row, "n": 5})
+    two, other, three = model.predict(
+        pd.DataFrame([{**row, "n": 2}, {**row, "messages": COMEDIAN, "n": 2}, {**row, "n": 3}])
+    )
+    assert len(set(texts(all_five))) == 5
+    assert texts(two) + texts(three) == texts(all_five)
+    [other_alone] = model.predict({**row, "messages": COMEDIAN, "n": 2})
+    assert texts(other) == texts(other_alone)
 
 
 def test_a_stop_string_that_never_comes_changes_nothing_even_among_broken_characters(model):
@@ -507,7 +515,7 @@ def test_a_default_stop_string_holds_until_a_row_gives_its_own(short_model):
     ]
 
 
-def test_a_default_seed_is_where_sampled_choices_start(model, short_model):
+def test_the_seeds_of_sampled_choices_derive_from_the_default_seed(model, short_model):
     row = {"messages": SPAIN, "temperature": 3.0, "max_tokens": 12, "n": 2, "stop": []}
     [completion] = short_model.predict(row)
     [expected] = model.unwrap_python_model().predict(None, {**row, "seed": 5})

@@ -117,6 +117,21 @@ def test_sampling_follows_its_seed(model):
     assert sample(top_p=1e-6) == [MADRID]
 
 
+def test_sampled_copies_of_a_prompt_differ_and_come_again(model):
+    def sample(*texts):
+        return model.predict(prompts(*texts), params={"temperature": 3.0, "max_tokens": 20})
+
+    copies = sample(*[SPAIN_PROMPT] * 5)
+    assert len(set(copies)) == 5
+    assert sample(*[SPAIN_PROMPT] * 5) == copies
+    # whatever else is in the call, and where
+    assert sample(JOKE_PROMPT, SPAIN_PROMPT, None, JOKE_PROMPT, SPAIN_PROMPT)[1::3] == copies[:2]
+
+
+def test_greedy_copies_of_a_prompt_are_equal(model):
+    assert model.predict(prompts(SPAIN_PROMPT, SPAIN_PROMPT)) == [MADRID] * 2
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

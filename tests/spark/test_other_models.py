@@ -12,7 +12,7 @@ from pyspark.sql import DataFrame
 
 from phi3_batch.models.log import log_prompt_model
 from tests.conftest import TINY_MODEL, Sample
-from tests.spark.test_score import MADRID, SPAIN, score
+from tests.spark.test_score import score
 
 OTHER_MODELS = Path(__file__).resolve().parent / "other_models"
 

@@ -508,14 +508,7 @@ def test_a_greedy_chat_is_asked_once_however_many_answers_it_gets(choices):
     assert chat.requests(PROMPT_IDS) == [Request(tuple(PROMPT_IDS), chat.params)]
 
 
-def test_every_sampled_answer_is_asked_with_a_seed_of_its_own():
-    chat = Chat((HI,), GenerationParams(temperature=0.5, max_tokens=3, seed=40), 3)
-    assert chat.requests(PROMPT_IDS) == [
-        Request(tuple(PROMPT_IDS), GenerationParams(temperature=0.5, max_tokens=3, seed=seed))
-        for seed in (40, 41, 42)
-    ]
-
-
-def test_a_single_sampled_answer_has_the_seed_that_was_given():
-    chat = Chat((HI,), GenerationParams(temperature=0.5, seed=40))
-    assert chat.requests(PROMPT_IDS) == [Request(tuple(PROMPT_IDS), chat.params)]
+@pytest.mark.parametrize("choices", [1, 3])
+def test_a_sampled_chat_is_asked_as_often_as_it_gets_answers(choices):
+    chat = Chat((HI,), GenerationParams(temperature=0.5, max_tokens=3, seed=40), choices)
+    assert chat.requests(PROMPT_IDS) == [Request(tuple(PROMPT_IDS), chat.params)] * choices

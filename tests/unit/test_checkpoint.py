@@ -4,6 +4,7 @@ import shutil
 import pytest
 
 from phi3_batch.engines import Checkpoint
+from phi3_batch.engines.memory import Dimensions
 from phi3_batch.errors import InvalidModelError
 from tests.conftest import TINY_CHECKPOINT
 
@@ -66,6 +67,7 @@ def test_a_checkpoint_says_what_it_is(folder):
         end_token_ids=(1000, 1001, 1007),
         dtype="float16",
         files=FILES,
+        dimensions=Dimensions(layers=4, key_value_heads=6, head_size=32, hidden_size=192),
     )
     assert checkpoint.model_type == "phi3"
     assert checkpoint.precision == "float16"

@@ -1,11 +1,14 @@
+import dataclasses
 import json
 import shutil
 
 import pytest
 
 from phi3_batch.engines import Manifest, ModelFolder
+from phi3_batch.engines.memory import Dimensions
 from phi3_batch.engines.model_folder import Quantization
 from phi3_batch.errors import InvalidModelError
+from tests.conftest import TINY_MODEL
 
 FILES = ("genai_config.json", "tokenizer.json", "model.onnx", "model.onnx.data")
 LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 2454272\n"
@@ -36,6 +39,9 @@ def test_a_build_says_what_it_is(build):
     assert str(folder.quantization) == "int4-block-32-acc-level-4"
     assert folder.sliding_window == {}
     assert folder.files == FILES
+    assert folder.dimensions == Dimensions(
+        layers=4, key_value_heads=6, head_size=32, hidden_size=192
+    )
 
 
 def test_a_path_may_be_a_string(build):
@@ -187,7 +193,7 @@ def test_a_manifest_holds_size_and_digest_of_every_file(build):
     (build / "model.onnx").write_bytes(b"")
     (build / "abc").write_bytes(b"abc")
     # SHA-256 of "abc", from FIPS 180-2
-    folder = ModelFolder(build, 1, 1, (), Quantization(4, 32, 4), {}, ("abc",))
+    folder = dataclasses.replace(ModelFolder.open(TINY_MODEL), path=build, files=("abc",))
     assert folder.read_manifest().files == {
         "abc": (3, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad")
     }

@@ -1,0 +1,146 @@
+"""A row that hangs ends its process, where a job has asked for that and nowhere else."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from phi3_batch.engines import Limits
+from phi3_batch.engines.time_limit import seconds_for
+from phi3_batch.generation import GenerationParams, Request
+from tests.conftest import REPOSITORY
+
+# An engine whose limits are small, that hangs (or is slow) where the token is chosen.
+SETTING = """
+import faulthandler, sys, time
+from tests.conftest import TINY_CHECKPOINT, TINY_MODEL
+from phi3_batch.engines import Checkpoint, ModelFolder, {module} as runtime, time_limit
+from phi3_batch.generation import GenerationParams, Request
+
+time_limit._SECONDS = {seconds}
+time_limit._SECONDS_PER_PROMPT_TOKEN = time_limit._SECONDS_PER_NEW_TOKEN = 0.0
+engine = {engine}
+secret = "What is the capital of Spain?"
+prompt = "<|user|>" + secret + "<|end|><|assistant|>"
+requests = [Request(tuple(engine.tokenizer.encode_prompt(prompt)))]
+
+def hang_in(seconds):
+    choose = runtime.choose_token
+    runtime.choose_token = lambda *arguments: time.sleep(seconds) or choose(*arguments)
+"""
+ENGINES = {
+    "onnxruntime_genai": "runtime.OnnxRuntimeGenAIEngine(ModelFolder.open(TINY_MODEL), threads=1)",
+    "transformers": "runtime.TransformersEngine(Checkpoint.open(TINY_CHECKPOINT), threads=1)",
+}
+both_engines = pytest.mark.parametrize("module", ENGINES)
+MADRID = "The capital of Spain is Madrid."
+
+
+@pytest.fixture
+def run():
+    """Runs code in a process of its own, with the limits on or off."""
+
+    def run(code, module="onnxruntime_genai", seconds=1.0, limits="1", **options):
+        head = SETTING.format(module=module, seconds=seconds, engine=ENGINES[module])
+        environment = {k: v for k, v in os.environ.items() if k != "PHI3_BATCH_TIME_LIMITS"}
+        if limits is not None:
+            environment["PHI3_BATCH_TIME_LIMITS"] = limits
+        return subprocess.run(
+            [sys.executable, "-c", head + code],
+            cwd=REPOSITORY,
+            env=environment,
+            text=True,
+            timeout=120,
+            **({"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options),
+        )
+
+    return run
+
+
+ANSWER = "print(engine.generate(requests)[0].text)\n"
+
+
+@both_engines
+def test_a_row_that_hangs_ends_its_process_in_time(run, module):
+    done = run("started = time.time(); print(started, flush=True); hang_in(100)\n" + ANSWER, module)
+    assert done.returncode == 1
+    assert time.time() - float(done.stdout) < 30  # nothing but the start of the answer was printed
+    assert "Timeout" in done.stderr
+    assert "generate" in done.stderr  # the frames say where
+    assert not [word for word in ("Spain", "capital", "Madrid", "<|user|>") if word in done.stderr]
+
+
+@pytest.mark.parametrize("limits", [None, "0", ""])
+def test_nothing_is_ended_where_no_job_has_asked_for_it(run, limits):
+    done = run("hang_in(0.3)\n" + ANSWER, seconds=0.5, limits=limits)  # 2.4 s
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{MADRID}\n", "")
+
+
+@both_engines
+def test_an_answer_in_time_ends_its_limit(run, module):
+    code = ANSWER + "time.sleep(4); print('still here')"
+    done = run(code, module, seconds=3.0)
+    assert (done.returncode, done.stdout) == (0, f"{MADRID}\nstill here\n")
+
+
+def test_every_row_has_a_limit_of_its_own(run):
+    code = "hang_in(0.1)\nprint(*[answer.text for answer in engine.generate(requests * 5)])\n"
+    done = run(code, seconds=2.0)  # a row takes 0.8 s, all of them 4 s
+    assert (done.returncode, done.stdout) == (0, " ".join([MADRID] * 5) + "\n")
+
+
+@both_engines
+def test_a_row_that_fails_ends_its_limit_too(run, module):
+    code = """
+def fail(*arguments):
+    raise RuntimeError
+runtime.choose_token = fail
+print(engine.generate(requests)[0].error.code.value)
+time.sleep(4); print("still here")
+"""
+    done = run(code, module, seconds=3.0)
+    assert (done.returncode, done.stdout) == (0, "engine_error\nstill here\n")
+
+
+@pytest.mark.parametrize(
+    "without",
+    [
+        "sys.__stderr__ = None",
+        "sys.__stderr__.close()",
+        "import io; sys.__stderr__ = io.StringIO()",
+    ],
+)
+def test_the_limit_holds_where_there_is_no_standard_error(run, without):
+    done = run(f"{without}\nhang_in(100)\n" + ANSWER)
+    assert done.returncode == 1
+    assert done.stdout == ""
+
+
+def test_what_a_notebook_puts_in_place_of_standard_error_does_not_matter(run):
+    done = run("import io; sys.stderr = io.StringIO(); hang_in(100)\n" + ANSWER)
+    assert done.returncode == 1
+    assert "Timeout" in done.stderr
+
+
+# how long
+
+
+LIMITS = Limits(context_length=4096, vocab_size=1024)
+
+
+def of(prompt_tokens, max_tokens):
+    return Request((5,) * prompt_tokens, GenerationParams(max_tokens=max_tokens))
+
+
+def test_a_limit_grows_with_the_tokens():
+    assert seconds_for([of(100, 50)], LIMITS) == 120 + 25 + 100
+
+
+def test_a_limit_for_a_batch_is_as_for_its_rows_one_after_another():
+    assert seconds_for([of(100, 50), of(4, 1)], LIMITS) == 120 + 25 + 100 + 1 + 2
+
+
+def test_no_limit_is_longer_than_the_context_allows():
+    assert seconds_for([of(4000, 10**12)], LIMITS) == 120 + 1000 + 192

@@ -1,0 +1,103 @@
+import json
+import shutil
+
+import pytest
+
+from phi3_batch.engines import Checkpoint, Limits, ModelFolder
+from phi3_batch.engines.memory import (
+    Dimensions,
+    cache_capacity,
+    onnx_memory_bytes,
+    transformers_memory_bytes,
+)
+from tests.conftest import TINY_CHECKPOINT, TINY_MODEL
+
+LIMITS = Limits(context_length=4096, vocab_size=32064)
+GB = 10**9
+
+
+def phi3_mini(layers):
+    return Dimensions(layers=layers, key_value_heads=32, head_size=96, hidden_size=3072)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "capacity"),
+    [(1, 512), (512, 512), (513, 1024), (1024, 1024), (2049, 4096), (4096, 4096), (9999, 4096)],
+)
+def test_the_cache_doubles_up_to_the_context(tokens, capacity):
+    assert cache_capacity(tokens, 4096) == capacity
+
+
+def test_a_cache_is_never_longer_than_the_context():
+    assert cache_capacity(10, 300) == 300
+    assert cache_capacity(600, 700) == 700
+
+
+def test_a_token_of_phi3_mini_takes_0_8_mb_of_cache():
+    assert phi3_mini(32).cache_bytes_per_token == 786_432
+
+
+# peaks of one process with MLflow imported, as measured (VmHWM), one request of so many tokens
+@pytest.mark.parametrize(
+    ("layers", "files_gb", "tokens", "peak_gb"),
+    [
+        (4, 0.74, 2008, 1.80),
+        (4, 0.74, 4008, 2.84),
+        (8, 1.02, 176, 1.27),
+        (8, 1.02, 488, 1.44),
+        (8, 1.02, 1008, 1.81),
+        (8, 1.02, 2008, 2.56),
+        (8, 1.02, 4008, 3.87),
+    ],
+)
+def test_what_onnx_builds_took_is_foretold_to_a_fifth(layers, files_gb, tokens, peak_gb):
+    foretold = onnx_memory_bytes(int(files_gb * GB), phi3_mini(layers), LIMITS, tokens)
+    assert foretold == pytest.approx(peak_gb * GB, rel=0.2)
+
+
+# the same of the checkpoints of these builds, in 16 bits, with batches as full as they get
+@pytest.mark.parametrize(
+    ("layers", "files_gb", "tokens", "peak_gb"),
+    [(4, 1.30, 176, 4.83), (4, 1.30, 510, 5.71), (4, 1.30, 4090, 5.83), (8, 2.21, 176, 7.4)],
+)
+def test_what_checkpoints_took_is_foretold_to_a_fifth(layers, files_gb, tokens, peak_gb):
+    files = int(files_gb * GB)
+    foretold = transformers_memory_bytes(files, 2 * files, phi3_mini(layers), LIMITS, tokens)
+    assert foretold == pytest.approx(peak_gb * GB, rel=0.2)
+
+
+def test_a_batch_is_as_full_as_it_gets():
+    def running(tokens):
+        return transformers_memory_bytes(0, 0, phi3_mini(32), LIMITS, tokens)
+
+    assert running(100) < running(512) == running(4096)
+    assert running(512) > 8192 * phi3_mini(32).cache_bytes_per_token
+
+
+@pytest.mark.parametrize(
+    "model", [ModelFolder.open(TINY_MODEL), Checkpoint.open(TINY_CHECKPOINT)], ids=["onnx", "torch"]
+)
+def test_more_tokens_take_more_memory_until_the_context_is_full(model):
+    needs = [model.memory_bytes(tokens) for tokens in (100, 3000, 4096, 5000, 10**9)]
+    assert needs[0] < needs[1] <= needs[2] == needs[3] == needs[4]
+
+
+def test_the_embedded_build_takes_what_python_takes():
+    # measured: 0.24 GB at 100 tokens, 0.34 GB at 4,000
+    folder = ModelFolder.open(TINY_MODEL)
+    assert folder.memory_bytes(100) == pytest.approx(0.3 * GB, rel=0.2)
+    assert folder.memory_bytes(4000) == pytest.approx(0.4 * GB, rel=0.2)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_weights_of_16_bits_take_twice_their_files_once_loaded(tmp_path, dtype):
+    folder = shutil.copytree(TINY_CHECKPOINT, tmp_path / "checkpoint")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": dtype}), encoding="utf-8")
+    before = Checkpoint.open(folder)
+    small = before.memory_bytes(100)
+    with (folder / "model.safetensors").open("r+b") as weights:
+        weights.truncate(2 * GB)  # sparse: it takes no disk
+    grown = Checkpoint.open(folder).memory_bytes(100) - small
+    # loading holds both, and is the peak
+    assert grown / (2 * GB) == pytest.approx(2 if dtype == "float32" else 3, rel=0.05)
