@@ -38,6 +38,10 @@ class ScoringError(Phi3BatchError):
     """The Spark job ended before the output was committed."""
 
 
+class InputGoneError(ScoringError):
+    """The version of the input that a run reads has been removed: the run cannot be finished."""
+
+
 class PromotionError(Phi3BatchError):
     """A model version failed its smoke score; its alias is where it was."""
 

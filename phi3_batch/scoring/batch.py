@@ -13,7 +13,7 @@ from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from phi3_batch.errors import ScoringError
+from phi3_batch.errors import InputGoneError, ScoringError
 from phi3_batch.scoring import commits, faults, schema, session, statistics, tables
 from phi3_batch.scoring.balance import Balance, compare
 from phi3_batch.scoring.chunks import ChunkScorer, ScoredChunk
@@ -216,8 +216,8 @@ class _Job:
             return Outcome.INTERRUPTED
         except (ScoringError, PySparkException, Py4JError) as error:
             self._drop_running()
-            why = str(error) if isinstance(error, ScoringError) else faults.why(error)
-            raise ScoringError(f"{why}; {self._how_to_go_on()}") from error
+            failed = error if isinstance(error, ScoringError) else faults.failure(error)
+            raise ScoringError(f"{failed}; {self._how_to_go_on(failed)}") from error
         finally:
             self._pool.close()
         return Outcome.OUT_OF_BUDGET if waiting else Outcome.COMPLETE
@@ -249,11 +249,14 @@ class _Job:
                 if future.exception() is None and (scored := future.result()):
                     self._progress.add(scored)
 
-    def _how_to_go_on(self) -> str:
+    def _how_to_go_on(self, failed: ScoringError) -> str:
         done, rows = self._progress.rows_done, self._progress.rows
         if done == 0:
             return "the output is as it was"
-        return f"{done:,} of {rows:,} rows are in the output, the same command goes on from there"
+        there = f"{done:,} of {rows:,} rows are in the output"
+        if isinstance(failed, InputGoneError):
+            return f"{there}, and the input as it is now is another run: --mode append or overwrite"
+        return f"{there}, the same command goes on from there"
 
 
 def check_finished(spark: SparkSession, plan: ScoringPlan) -> Balance:

@@ -98,14 +98,27 @@ class ChunkScorer:
         assert mode is not None  # who calls has looked
 
         def commit(rows: DataFrame) -> None:
-            commits.begin(rows, plan.options.output, mode, plan.state.transaction, says)
+            try:
+                commits.begin(rows, plan.options.output, mode, plan.state.transaction, says)
+            except commits.WrittenByAnotherError as error:
+                if self._has_begun() or error.__cause__ is None:
+                    raise
+                # it was not this run that was in the way
+                raise error.__cause__ from None
 
         if chunk is None:
             commit(self._rows(self._work(Chunk(0, 0, 0)).limit(0), 1, {})[0])
             return None
         begun = self._score(chunk, commit)
-        # Spark does not observe the write that replaces a table by its name
-        return begun if begun.by_us else self._look_up(begun)
+        if begun.by_us:
+            return begun
+        # Another driver has begun the run, with this chunk or another one; or Spark, which does
+        # not observe the write that replaces a table by its name, could not say that it was us.
+        there = self._look_up(begun)
+        if there is None:
+            self.find_start()
+            return self.score(chunk)
+        return there
 
     def score(self, chunk: Chunk) -> ScoredChunk:
         """Score a chunk and commit it."""
@@ -158,7 +171,7 @@ class ChunkScorer:
                     conflicts += 1
                     continue
                 if fault not in (Fault.CRASH, Fault.RAISED):
-                    raise ScoringError(faults.why(error)) from error
+                    raise faults.failure(error) from error
                 failures += 1
                 if failures == 1 and fault is Fault.CRASH:
                     continue  # by chance, perhaps: a machine was taken away, memory was short
@@ -185,8 +198,12 @@ class ChunkScorer:
         tokens = (generated or {}).get("tokens") or 0
         return ScoredChunk(chunk, seconds, tokens, errors, retries)
 
-    def _look_up(self, scored: ScoredChunk) -> ScoredChunk:
-        """What became of a chunk, from the table."""
+    def _has_begun(self) -> bool:
+        ledger = read_ledger(self._spark, self._plan.options.output)
+        return ledger.first_start(self._plan.fingerprint, self._plan.state.base) is not None
+
+    def _look_up(self, scored: ScoredChunk) -> ScoredChunk | None:
+        """What became of a chunk, from the table; None where it is not there."""
         table = tables.read_table(self._spark, self._plan.options.output)
         chunk = identity.bucket_of(F.col(schema.REQUEST_ID)) % self._plan.chunk_count
         mine = (F.col(schema.FINGERPRINT) == self._plan.fingerprint) & (
@@ -195,6 +212,8 @@ class ChunkScorer:
         once = table.where(mine).groupBy(schema.REQUEST_ID, F.col("error")["code"].alias("code"))
         counted = once.agg(F.count(F.lit(1)).alias("rows"), F.max("completion_tokens").alias("one"))
         found = counted.groupBy("code").agg(F.sum("rows"), F.sum("one")).collect()
+        if not found:
+            return None
         return replace(
             scored,
             generated_tokens=sum(tokens or 0 for _, _, tokens in found),
@@ -295,7 +314,7 @@ class ChunkScorer:
             except (PySparkException, Py4JError) as failure:
                 if faults.classify(failure) in (Fault.CRASH, Fault.RAISED):
                     return True
-                raise ScoringError(faults.why(failure)) from failure
+                raise faults.failure(failure) from failure
             return False
 
         try:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 from threading import Lock
 
-from phi3_batch.errors import RowErrorCode, ScoringError
+from phi3_batch.errors import InputGoneError, RowErrorCode, ScoringError
 from phi3_batch.scoring import commits
 from phi3_batch.scoring.tables import first_line
 
@@ -34,6 +34,7 @@ _CRASHES = (
     "FetchFailed",
     "FAILED_TO_FETCH",
     "was lost",
+    "Checkpoint block",  # of a scored chunk, on an executor that is gone
 )
 _FULL_DISK = ("No space left on device", "Disk quota exceeded")
 _GONE_FILE = ("FAILED_READ_FILE", "FileNotFoundException", "DELTA_FILE_NOT_FOUND", "does not exist")
@@ -69,6 +70,12 @@ def why(error: Exception) -> str:
     if any(words in text for words in _GONE_FILE):
         return "files of the input's version are gone (a VACUUM of a table that was overwritten?)"
     return first_line(error)
+
+
+def failure(error: Exception) -> ScoringError:
+    """What to raise for a job that failed and is not tried again."""
+    gone = classify(error) is Fault.FATAL and any(words in str(error) for words in _GONE_FILE)
+    return InputGoneError(why(error)) if gone else ScoringError(why(error))
 
 
 def _ours(text: str) -> str | None:

@@ -30,6 +30,8 @@ _KILL_IDLE = "spark.sql.execution.pyspark.udf.killOnIdleTimeout"
 # A worker that is silent for so long, and so many times what tasks take, is not slow: it hangs.
 _HANG_SECONDS = 600
 _HANG_FACTOR = 10
+_SECONDS_PER_TOKEN = 2
+_ROWS_IN_DOUBT = 256
 
 _RESULT_TYPES: dict[ModelKind, StructType | str] = {
     ModelKind.CHAT: schema.CHAT_COMPLETION,
@@ -98,7 +100,10 @@ def worker_settings(spark: SparkSession, model: ScoringModel) -> Iterator[None]:
         spark: the session.
         model: what the workers run.
     """
-    settings = {_IDLE_LIMIT: "0", _KILL_IDLE: "true"}  # no limit until it is known what is long
+    # until it is known what tasks take, no more than is plausible for the tokens they may generate
+    tokens = model.params.get("max_tokens", model.defaults["max_tokens"])
+    seconds = _HANG_SECONDS + _SECONDS_PER_TOKEN * tokens * _ROWS_IN_DOUBT
+    settings = {_IDLE_LIMIT: f"{seconds}s", _KILL_IDLE: "true"}
     if model.one_row_at_a_time:
         settings["spark.sql.execution.arrow.maxRecordsPerBatch"] = "1"
     elif not model.greedy or model.takes_messages:

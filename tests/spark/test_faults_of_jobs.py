@@ -1,0 +1,87 @@
+"""Faults that need no other process: files that are gone, and a model that hangs."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pyspark.sql import DataFrame, SparkSession
+
+from phi3_batch.errors import ScoringError
+from phi3_batch.models.wrap import wrap_pipeline
+from phi3_batch.scoring import udf
+from phi3_batch.scoring.batch import Budget, Progress, run_scoring
+from phi3_batch.scoring.chunks import ScoredChunk
+from phi3_batch.scoring.plan import ScoreOptions, plan_scoring
+from phi3_batch.scoring.tables import Location
+from tests.spark.test_other_models import log
+from tests.spark.test_score import SPAIN, score
+
+WritePrompts = Callable[..., str]
+Read = Callable[[str], DataFrame]
+
+
+@pytest.fixture
+def vacuum(spark: SparkSession) -> Callable[[str], None]:
+    """Delete the rows of a table, and the files that had them."""
+
+    def run(path: str) -> None:
+        setting = "spark.databricks.delta.retentionDurationCheck.enabled"
+        spark.conf.set(setting, "false")
+        spark.sql(f"DELETE FROM delta.`{path}` WHERE id >= 0")
+        spark.sql(f"VACUUM delta.`{path}` RETAIN 0 HOURS")
+        spark.conf.unset(setting)
+
+    return run
+
+
+def test_an_input_that_is_vacuumed_ends_the_run_with_what_is_done(
+    spark: SparkSession,
+    model_uri: str,
+    write_prompts: WritePrompts,
+    read: Read,
+    vacuum: Callable[[str], None],
+    tmp_path: Path,
+) -> None:
+    prompts = [SPAIN.replace("Spain", f"Place {number}") for number in range(900)]
+    source, output = write_prompts(prompts), str(tmp_path / "out")
+    options = ScoreOptions(model_uri, Location(source), Location(output))
+    plan = plan_scoring(spark, options, wrap_pipeline=wrap_pipeline)
+    assert len(plan.chunks) == 4
+
+    def vacuum_once(scored: ScoredChunk, progress: Progress) -> None:
+        if progress.chunks_done == 1:
+            vacuum(source)
+
+    with pytest.raises(ScoringError, match="files of the input's version are gone") as raised:
+        run_scoring(
+            spark,
+            plan,
+            run_id="test",
+            budget=Budget(),
+            on_progress=lambda progress: None,
+            on_chunk=vacuum_once,
+        )
+    there = read(output)
+    assert f"{there.count()} of 900 rows are in the output, and the input as it is now" in str(
+        raised.value
+    )
+    assert there.select("request_id").distinct().count() == there.count() > 0
+
+
+def test_a_row_that_hangs_is_found_and_costs_no_other(
+    store: Path,
+    write_prompts: WritePrompts,
+    read: Read,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(udf, "_HANG_SECONDS", 4)
+    monkeypatch.setattr(udf, "_SECONDS_PER_TOKEN", 0)
+    monkeypatch.setattr(udf, "_HANG_FACTOR", 0)
+    prompts = ["sound", "sound too", *(f"filler {number}" for number in range(20)), "endless"]
+    output = str(tmp_path / "out")
+    assert score(log("hanging"), write_prompts(prompts), output) == 0
+    rows = {row["prompt"]: row for row in read(output).collect()}
+    assert len(rows) == len(prompts)
+    assert rows.pop("endless")["error"]["code"] == "worker_crashed"
+    assert all(row["completion"] == prompt for prompt, row in rows.items())
