@@ -1,5 +1,6 @@
 # make demo   the whole way on the embedded model: log, register, score, look
 # make test   lint, types, import rules, and every test
+# make faults 200 kills of real jobs, where `make test` has 20
 # make bench  the kept prefix, and pipeline against ONNX, on a random model of real layer shapes
 #
 # Each starts from nothing but Python 3.11 and Java 17 or later; what they install is in .venv.
@@ -9,10 +10,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test faults lint bench clean
 
 help:
-	@sed -n '1,3s/^# //p' Makefile
+	@sed -n '1,4s/^# //p' Makefile
 
 demo: $(VENV)/installed
 	@$(BIN)/python jobs/demo.py
@@ -23,6 +24,9 @@ test: export JDK_JAVA_OPTIONS := -XX:TieredStopAtLevel=1 -XX:+UseSerialGC
 test: export OMP_NUM_THREADS := 1
 test: lint
 	$(BIN)/pytest --numprocesses 2 --dist loadgroup
+
+faults: $(VENV)/installed-test
+	PHI3_BATCH_KILLS=200 $(BIN)/pytest -s tests/faults
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

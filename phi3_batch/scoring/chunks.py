@@ -110,15 +110,18 @@ class ChunkScorer:
             commit(self._rows(self._work(Chunk(0, 0, 0)).limit(0), 1, {})[0])
             return None
         begun = self._score(chunk, commit)
-        if begun.by_us:
+        ledger = read_ledger(self._spark, plan.options.output)
+        start = ledger.first_start(plan.fingerprint, above=plan.state.base)
+        by_us = bool(start and start.record and start.record.run_id == self._run_id)
+        if by_us and begun.by_us:
             return begun
-        # Another driver has begun the run, with this chunk or another one; or Spark, which does
-        # not observe the write that replaces a table by its name, could not say that it was us.
+        # Spark does not observe the write that replaces a table by its name; or another driver
+        # has begun the run, with this chunk or another one.
         there = self._look_up(begun)
         if there is None:
             self.find_start()
             return self.score(chunk)
-        return there
+        return replace(there, by_us=by_us)
 
     def score(self, chunk: Chunk) -> ScoredChunk:
         """Score a chunk and commit it."""
@@ -218,7 +221,6 @@ class ChunkScorer:
             scored,
             generated_tokens=sum(tokens or 0 for _, _, tokens in found),
             errors={code: rows for code, rows, _ in found if code},
-            by_us=True,
         )
 
     def _work(self, chunk: Chunk) -> DataFrame:

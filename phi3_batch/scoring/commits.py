@@ -92,8 +92,11 @@ def merge(rows: DataFrame, output: Location, ids: Sequence[str], says: str) -> N
         output: the table.
         ids: columns that name a row.
         says: the commit's userMetadata.
+
+    Raises:
+        WrittenByAnotherError: another driver has put all of them there.
     """
-    _merge(
+    merged = _merge(
         rows,
         output,
         ids,
@@ -102,6 +105,8 @@ def merge(rows: DataFrame, output: Location, ids: Sequence[str], says: str) -> N
         " THEN UPDATE SET * WHEN NOT MATCHED THEN INSERT *",
         says,
     )
+    if not merged:
+        raise WrittenByAnotherError
 
 
 def delete_others(rows: DataFrame, output: Location, ids: Sequence[str], says: str) -> None:
@@ -109,7 +114,8 @@ def delete_others(rows: DataFrame, output: Location, ids: Sequence[str], says: s
     _merge(rows, output, ids, "WHEN NOT MATCHED BY SOURCE THEN DELETE", says)
 
 
-def _merge(rows: DataFrame, output: Location, ids: Sequence[str], clauses: str, says: str) -> None:
+def _merge(rows: DataFrame, output: Location, ids: Sequence[str], clauses: str, says: str) -> int:
+    """Run a MERGE; returns how many rows it changed."""
     spark, view = rows.sparkSession, f"phi3_batch_{uuid.uuid4().hex}"
     names = ["`{}`".format(name.replace("`", "``")) for name in ids]
     same = " AND ".join(f"there.{name} = new.{name}" for name in names)
@@ -120,13 +126,14 @@ def _merge(rows: DataFrame, output: Location, ids: Sequence[str], clauses: str, 
         try:
             for attempt in range(1, _MERGE_ATTEMPTS + 1):
                 try:
-                    spark.sql(
+                    [merged] = spark.sql(
                         f"MERGE INTO {output.sql} AS there USING {view} AS new ON {same} {clauses}"
                     ).collect()
-                    break
+                    return int(merged["num_affected_rows"])
                 except CONFLICTS:  # with another driver, which has won and will be done
                     if attempt == _MERGE_ATTEMPTS:
                         raise
+            raise AssertionError("the last attempt returns or raises")
         finally:
             spark.conf.unset(_METADATA_CONF)
             spark.catalog.dropTempView(view)

@@ -1,0 +1,82 @@
+"""Executors that are killed while jobs/score_batch.py runs on a cluster of one machine."""
+
+import os
+import signal
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+from phi3_batch.scoring.session import delta_package
+from tests.conftest import REPOSITORY, Sample
+from tests.faults.harness import (
+    Workplace,
+    asked_in_tasks,
+    assert_each_row_once,
+    distinct_rows,
+    find_below,
+    write_rows,
+)
+from tests.processes.test_spark_submit import CORES
+from tests.processes.test_spark_submit import cluster as cluster
+
+
+def is_beyond(share: float, done: int, rows: int) -> bool:
+    return done > share * rows
+
+
+def await_executor(killed: set[int]) -> int:
+    """Wait for an executor that has not been killed; returns its process id."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        there = set(find_below(os.getpid(), "CoarseGrainedExecutorBackend")) - killed
+        if there:
+            return max(there)
+        time.sleep(0.1)
+    raise AssertionError("there is no executor")
+
+
+def test_executors_that_are_killed(
+    noting_uri: str, cluster: str, workplace: Workplace, samples: list[Sample]
+) -> None:
+    rows = distinct_rows(samples, 1_200)
+    source, output = write_rows(rows, workplace.folder / "rows.jsonl"), workplace.folder / "out"
+    settings = {
+        "spark.executor.cores": CORES,
+        "spark.executor.memory": "1g",
+        "spark.driver.host": "127.0.0.1",
+        "spark.executorEnv.ASKED_LOG": workplace.asked_log,
+        "spark.executorEnv.PAUSE_MS": 10,
+    }
+    pythons = dict.fromkeys(("PYSPARK_PYTHON", "PYSPARK_DRIVER_PYTHON"), sys.executable)
+    job = workplace.start_command(
+        [
+            str(Path(sys.executable).with_name("spark-submit")),
+            *("--master", cluster, "--packages", delta_package()),
+            *(
+                part
+                for setting in settings.items()
+                for part in ("--conf", "{}={}".format(*setting))
+            ),
+            str(REPOSITORY / "jobs" / "score_batch.py"),
+            *("--model", noting_uri, "--input", str(source), "--output", str(output)),
+        ],
+        **pythons,
+    )
+    killed: set[int] = set()
+    for share in (0, 1 / 3):  # of the rows
+        at_work = job.await_progress(partial(is_beyond, share))
+        assert at_work is not None, job.words()
+        assert at_work[0] < len(rows), job.words()
+        executor = await_executor(killed)
+        workplace.await_asked(20, job)  # in the middle of a chunk
+        os.kill(executor, signal.SIGKILL)
+        killed.add(executor)
+    assert job.finish() == 0, job.words()
+    answered = len(asked_in_tasks(workplace.asked_log))
+    print(
+        f"{len(killed)} executors killed, {job.field('retries')} retries, {answered:,} requests"
+        f" answered for {len(rows):,}"
+    )
+    assert answered > len(rows)  # else nothing was lost that had to be done again
+    assert_each_row_once(rows, output)

@@ -1,0 +1,100 @@
+"""Jobs that are told to stop, by SIGTERM or by their budget, and gone on with."""
+
+import os
+import re
+import signal
+from random import Random
+
+from tests.conftest import Sample
+from tests.faults.harness import (
+    Job,
+    Workplace,
+    assert_each_row_once,
+    chunk_commits,
+    distinct_rows,
+    is_there,
+    read_table,
+    to_int,
+    write_rows,
+)
+from tests.faults.test_kills import SEED
+
+HOW_TO_GO_ON = r"([\d,]+) of ([\d,]+) rows are in the output, the same command goes on from there"
+
+
+def stop(job: Job) -> str:
+    """Send SIGTERM; returns the last line."""
+    job.process.send_signal(signal.SIGTERM)
+    assert job.finish() == 143, job.words()
+    return job.stderr[-1]
+
+
+def test_sigterm_leaves_whole_chunks_and_says_how_many_rows(
+    noting_uri: str, workplace: Workplace, samples: list[Sample]
+) -> None:
+    rows = distinct_rows(samples, 1_500)
+    source, output = write_rows(rows, workplace.folder / "rows.jsonl"), workplace.folder / "out"
+    command = ("--model", noting_uri, "--input", source, "--output", output)
+
+    # before the first commit: nothing is there
+    job = workplace.start(*command, PAUSE_MS="4")
+    assert job.await_scoring(), job.words()
+    last = stop(job)
+    assert last == "interrupted: the output is as it was, the same command starts anew"
+    assert not is_there(output)
+
+    # while chunks are in flight
+    job = workplace.start(*command, PAUSE_MS="4")
+    assert job.await_progress(lambda done, _: done > 0), job.words()
+    assert not job.ends_within(Random(SEED).uniform(0, 2)), job.words()
+    last = stop(job)
+    told = re.fullmatch(f"interrupted: {HOW_TO_GO_ON}", last)
+    assert told, job.words()
+    done = chunk_commits(output)
+    print(f"seed {SEED}: {last}; {len(done)} chunks")
+    assert to_int(told[2]) == len(rows)
+    assert 0 < to_int(told[1]) < len(rows)
+    assert to_int(told[1]) == len(read_table(output)) == sum(commit.rows for commit in done)
+
+    # and the rest: no chunk is done again, so those that were there were whole
+    job = workplace.start(*command)
+    assert job.finish() == 0, job.words()
+    assert_each_row_once(rows, output)
+    commits = chunk_commits(output)
+    assert commits[: len(done)] == done
+    assert sorted(commit.chunk for commit in commits) == list(range(8))
+
+
+def test_a_run_in_halves_on_all_processors_and_on_one_is_an_undisturbed_run(
+    model_uri: str, workplace: Workplace, samples: list[Sample]
+) -> None:
+    """The first half ends with its budget; the same command goes on with another machine."""
+    rows = distinct_rows(samples, 515)[180:]  # samples, and variations that have no right answer
+    source = write_rows(rows, workplace.folder / "rows.jsonl")
+    command = ("--model", model_uri, "--input", source, "--max-output-tokens", "1000")
+    output = workplace.folder / "out"
+
+    job = workplace.start(*command, "--output", output)
+    assert job.finish() == 3, job.words()
+    told = re.fullmatch(f"the budget is spent: {HOW_TO_GO_ON}", job.stderr[-1])
+    assert told, job.words()
+    assert to_int(told[1]) == len(read_table(output)) < to_int(told[2]) == len(rows)
+
+    one = str(min(os.sched_getaffinity(0)))
+    job = workplace.start(*command, "--output", output, behind=["taskset", "-c", one])
+    assert job.finish() == 0, job.words()
+
+    undisturbed = workplace.folder / "undisturbed"
+    job = workplace.start(*command[:4], "--output", undisturbed)
+    assert job.finish() == 0, job.words()
+
+    columns = ["id", "prompt", "completion", "finish_reason", "completion_tokens", "request_id"]
+    halves, whole = (
+        read_table(table).sort_values("id")[columns].to_dict("records")
+        for table in (output, undisturbed)
+    )
+    assert halves == whole
+    right = {sample.prompt: sample.answer for sample in samples}
+    assert all(right.get(row["prompt"], row["completion"]) == row["completion"] for row in whole)
+    assert [row["id"] for row in whole] == [row["id"] for row in rows]
+    print(f"{told[0]}; {len(whole)} rows in halves are those of an undisturbed run")

@@ -1,0 +1,50 @@
+"""Python workers that die by chance while a job runs: it goes on, and blames no row."""
+
+import os
+import signal
+from random import Random
+
+from tests.conftest import Sample
+from tests.faults.harness import (
+    Job,
+    Workplace,
+    asked_in_tasks,
+    assert_each_row_once,
+    distinct_rows,
+    find_workers,
+    write_rows,
+)
+from tests.faults.test_kills import SEED
+
+KILLS = 8
+
+
+def kill_workers(job: Job, random: Random) -> int:
+    """Kill a worker every one to three seconds; returns how many until the job ended."""
+    killed = 0
+    while killed < KILLS and not job.ends_within(random.uniform(1, 3)):
+        if workers := find_workers(job.process.pid):
+            os.kill(random.choice(workers), signal.SIGKILL)
+            killed += 1
+    return killed
+
+
+def test_workers_that_die_by_chance_are_nobody_s_fault(
+    noting_uri: str, workplace: Workplace, samples: list[Sample]
+) -> None:
+    rows = distinct_rows(samples, 2_400)
+    source, output = write_rows(rows, workplace.folder / "rows.jsonl"), workplace.folder / "out"
+    job = workplace.start(
+        "--model", noting_uri, "--input", source, "--output", output, PAUSE_MS="8"
+    )
+    assert job.await_scoring(), job.words()
+    killed = kill_workers(job, Random(SEED))
+    assert job.finish() == 0, job.words()
+    answered = len(asked_in_tasks(workplace.asked_log))
+    print(
+        f"seed {SEED}: {killed} workers killed, {job.field('retries')} retries, {answered:,}"
+        f" requests answered for {len(rows):,}"
+    )
+    assert killed == KILLS
+    assert_each_row_once(rows, output)
+    assert job.field("errors") == "0"
