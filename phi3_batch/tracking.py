@@ -3,6 +3,7 @@
 Parameters, counts and places only. Prompts and completions stay in the tables.
 """
 
+import logging
 import os
 import platform
 from collections.abc import Iterator
@@ -24,7 +25,9 @@ from phi3_batch.report import RunReport, render
 from phi3_batch.scoring.batch import Progress, Summary
 from phi3_batch.scoring.chunks import ScoredChunk
 from phi3_batch.scoring.plan import ScoringPlan
-from phi3_batch.scoring.tables import InputTable
+from phi3_batch.scoring.tables import InputTable, first_line
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,18 +50,22 @@ class ScoringRun:
         return f"run {self.run_id} in {mlflow.get_tracking_uri()}"
 
     def record_chunk(self, scored: ScoredChunk, progress: Progress) -> None:
-        """Log how far the run is, after each chunk; the step is the rows that are done."""
-        mlflow.log_metrics(
-            {
-                "progress.rows": progress.rows_done,
-                "progress.rows_with_errors": progress.errors.total(),
-                "progress.generated_tokens": progress.generated_tokens,
-                "progress.tokens_per_second": progress.tokens_per_second,
-                "progress.retries": progress.retries,
-                "chunk.seconds": scored.seconds,
-            },
-            step=progress.rows_done,
-        )
+        """Log how far the run is, after each chunk; the step is the rows that are done.
+
+        A store that does not answer costs the job its curve, not its life.
+        """
+        metrics = {
+            "progress.rows": progress.rows_done,
+            "progress.rows_with_errors": progress.errors.total(),
+            "progress.generated_tokens": progress.generated_tokens,
+            "progress.tokens_per_second": progress.tokens_per_second,
+            "progress.retries": progress.retries,
+            "chunk.seconds": scored.seconds,
+        }
+        try:
+            mlflow.log_metrics(metrics, step=progress.rows_done)
+        except MlflowException as error:
+            _logger.warning("MLflow did not take a chunk's metrics: %s", first_line(error))
 
     def interrupted(self) -> None:
         """Mark the run as killed; the same command goes on in it."""

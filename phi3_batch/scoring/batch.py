@@ -1,5 +1,6 @@
 """Running a scoring job: chunk by chunk, each written once, whatever happens in between."""
 
+import contextlib
 import time
 from collections import Counter, deque
 from collections.abc import Callable
@@ -214,7 +215,8 @@ class _Job:
         except KeyboardInterrupt:
             self._drop_running()
             return Outcome.INTERRUPTED
-        except (ScoringError, PySparkException, Py4JError) as error:
+        # OSError is what a JVM that has died looks like from here
+        except (ScoringError, PySparkException, Py4JError, OSError) as error:
             self._drop_running()
             failed = error if isinstance(error, ScoringError) else faults.failure(error)
             raise ScoringError(f"{failed}; {self._how_to_go_on(failed)}") from error
@@ -243,7 +245,8 @@ class _Job:
     def _drop_running(self) -> None:
         """Stop what is in flight; a chunk that had reached its commit is done all the same."""
         while self._running:
-            self._pool.cancel()  # again and again: a job may have been about to start
+            with contextlib.suppress(Py4JError, OSError):  # of a JVM that has died
+                self._pool.cancel()  # again and again: a job may have been about to start
             done, self._running = wait(self._running, _TICK_S)
             for future in done:
                 if future.exception() is None and (scored := future.result()):

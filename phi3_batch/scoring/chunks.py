@@ -34,6 +34,7 @@ _SECONDS_PER_TASK = 300
 _FEWEST_PER_TASK = 16
 
 _CONFLICTS_TOLERATED = 5
+_FRUITLESS_SEARCHES = 3
 _OBSERVED_WITHIN_S = 5.0  # Spark's listeners run behind its jobs
 
 _Culprits = dict[str, tuple[RowErrorCode, str]]
@@ -167,7 +168,7 @@ class ChunkScorer:
                 break
             except commits.WrittenByAnotherError:
                 return ScoredChunk(chunk, time.monotonic() - started, by_us=False)
-            except (PySparkException, Py4JError) as error:
+            except (PySparkException, Py4JError, OSError) as error:
                 retries += 1
                 fault = faults.classify(error)
                 if fault is Fault.CONFLICT and conflicts < _CONFLICTS_TOLERATED:
@@ -184,7 +185,7 @@ class ChunkScorer:
                     self._crash_limit.add()
                     culprits[culprit] = faults.row_error(error)
                     failures = 0
-                elif failures > 2:
+                elif failures > _FRUITLESS_SEARCHES:
                     raise ScoringError(
                         f"{faults.why(error)}, with many rows at once and with none of them alone:"
                         " give executors more memory"

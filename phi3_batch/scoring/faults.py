@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 from threading import Lock
 
+from py4j.protocol import Py4JNetworkError
+
 from phi3_batch.errors import InputGoneError, RowErrorCode, ScoringError
 from phi3_batch.scoring import commits
 from phi3_batch.scoring.tables import first_line
@@ -69,6 +71,8 @@ def why(error: Exception) -> str:
         return "a Python worker died while the model ran (out of memory, perhaps)"
     if any(words in text for words in _GONE_FILE):
         return "files of the input's version are gone (a VACUUM of a table that was overwritten?)"
+    if isinstance(error, Py4JNetworkError | OSError):
+        return "Spark's driver JVM is gone (killed, or out of memory: spark.driver.memory)"
     return first_line(error)
 
 
@@ -113,7 +117,8 @@ def find_culprit(requests: Sequence[str], fails: Callable[[Sequence[str]], bool]
             high, alone_failed = middle, middle - low == 1
         else:
             low, survived, alone_failed = middle, True, False
-    if not alone_failed and not fails(requests[low:high]):
+    # twice: once may be by chance, and a row that is blamed has lost its completion
+    if not (alone_failed or fails(requests[low:high])) or not fails(requests[low:high]):
         return None
     if not survived and len(requests) > 1 and fails(requests[-1:]):
         raise ScoringError("every request that was tried failed, one alone too")

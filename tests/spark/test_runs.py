@@ -211,39 +211,42 @@ def test_an_incremental_run_scores_what_is_new_or_has_changed(
     source, output = str(tmp_path / "in"), str(tmp_path / "out")
     table = f"delta.`{source}`"
     ask = "<|user|>\nWhat is the capital of {}?<|end|>\n<|assistant|>\n"
-    rows = [(number, ask.format(f"Place {number}")) for number in range(40)]
-    rows += [(number, "" if number < 43 else SPAIN) for number in range(40, 45)]
+    rows = [(number, ask.format(f"Place {number}")) for number in range(997)]
+    rows += [(number, f"{number} " * 5000) for number in range(997, 1000)]
     spark.createDataFrame(rows, "id long, prompt string").write.format("delta").save(source)
     by_id = ("--id", "id")
     assert score(model_uri, source, output, *by_id) == 0
-    assert said()["changes"].startswith("45 new, 0 changed, 0 failed before, 0 unchanged")
+    assert said()["changes"].startswith("1,000 new, 0 changed, 0 failed before, 0 unchanged")
     before = {row["id"]: row for row in read(output).collect()}
 
     assert score(model_uri, source, output, *by_id) == 0
-    assert said()["changes"].startswith("0 new, 0 changed, 3 failed before, 42 unchanged")
+    assert said()["changes"].startswith("0 new, 0 changed, 3 failed before, 997 unchanged")
 
-    spark.sql(f"INSERT INTO {table} SELECT id + 100, prompt FROM {table} WHERE id < 10")
+    added = [(number, ask.format(f"Place {number}")) for number in range(1000, 1010)]
+    new = spark.createDataFrame(added, "id long, prompt string")
+    new.write.format("delta").mode("append").save(source)
     spark.sql(f"UPDATE {table} SET prompt = concat('Please: ', prompt) WHERE id BETWEEN 10 AND 14")
     spark.sql(f"DELETE FROM {table} WHERE id = 20")
     assert score(model_uri, source, output, *by_id, "--retry-errors") == 0
     fields = said()
-    assert fields["changes"] == "10 new, 5 changed, 3 failed before, 36 unchanged, 1 removed"
+    assert fields["changes"] == "10 new, 5 changed, 3 failed before, 991 unchanged, 1 removed"
     assert fields["scored"].startswith("18 rows in ")
+    assert fields["scored"].endswith(" 18 requests in 1 chunks")
     after = {row["id"]: row for row in read(output).collect()}
-    assert len(after) == read(output).count() == 55
-    unchanged = set(range(45)) - {10, 11, 12, 13, 14, 40, 41, 42}
+    assert len(after) == read(output).count() == 1010
+    unchanged = set(range(997)) - {10, 11, 12, 13, 14}
     assert all(after[number] == before[number] for number in unchanged)
     assert after[10]["prompt"].startswith("Please: ")
     assert after[10]["run_id"] != before[10]["run_id"]
-    assert after[40]["scored_at"] > before[40]["scored_at"]
+    assert after[998]["scored_at"] > before[998]["scored_at"]
     verify = ["verify", "--input", source, "--output", output]
     assert main(verify) == 0
-    assert said()["check"] == "54 in, 55 out, 0 missing, 0 doubled, 1 orphaned"
+    assert said()["check"] == "1,009 in, 1,010 out, 0 missing, 0 doubled, 1 orphaned"
 
     assert score(model_uri, source, output, *by_id, "--delete-removed") == 0
     assert read(output).where("id = 20").count() == 0
     assert main(verify) == 0
-    assert said()["check"] == "54 in, 54 out, 0 missing, 0 doubled, 0 orphaned"
+    assert said()["check"] == "1,009 in, 1,009 out, 0 missing, 0 doubled, 0 orphaned"
 
     assert score(model_uri, source, output, *by_id, "--max-tokens", "5") == 1
     assert "was scored otherwise (params.max_tokens: default, now 5)" in said()["error"]
