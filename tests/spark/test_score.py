@@ -250,6 +250,6 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(
     said = capsys.readouterr().out
     assert "models:/phi3-tiny/1 (as models:/phi3-tiny@champion)" in said
     assert "2 (null_prompt: 1), 1 requests in 1 chunks" in said
-    assert "nothing was scored or written" in said
+    assert "nothing was scored into the output" in said
     assert not output.exists()
     assert len(mlflow.search_runs(search_all_experiments=True)) == runs_before
