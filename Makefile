@@ -18,8 +18,9 @@ help:
 demo: $(VENV)/installed
 	@$(BIN)/python jobs/demo.py
 
-# short-lived JVMs: the optimising compiler costs them more than it gives
-test: export JDK_JAVA_OPTIONS := -XX:TieredStopAtLevel=1 -XX:+UseSerialGC
+# short-lived JVMs: compilers, of bytecode and of Spark's queries, cost them more than they give
+test: export JDK_JAVA_OPTIONS := -XX:TieredStopAtLevel=1 -XX:+UseSerialGC \
+  -Dspark.sql.codegen.wholeStage=false -Dspark.sql.codegen.factoryMode=NO_CODEGEN
 # two test processes on two processors: threads that wait for each other would take ten times as long
 test: export OMP_NUM_THREADS := 1
 test: lint

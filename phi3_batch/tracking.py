@@ -6,7 +6,7 @@ Parameters, counts and places only. Prompts and completions stay in the tables.
 import logging
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -20,6 +20,7 @@ from mlflow.data.meta_dataset import MetaDataset
 from mlflow.data.spark_dataset_source import SparkDatasetSource
 from mlflow.entities import LoggedModelInput
 from mlflow.exceptions import MlflowException
+from py4j.protocol import Py4JError
 
 from phi3_batch.report import RunReport, render
 from phi3_batch.scoring.batch import Progress, Summary
@@ -28,6 +29,8 @@ from phi3_batch.scoring.plan import ScoringPlan
 from phi3_batch.scoring.tables import InputTable, first_line
 
 _logger = logging.getLogger(__name__)
+
+_ENGINE_TAG = "phi3_batch.engine"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,17 +109,27 @@ class ScoringRun:
                 "output_path": summary.output_path,
             }
         )
-        page = render(_report(plan, summary, self.run_id))
+        engines = self._add_engines(summary.engines)
+        page = render(_report(plan, summary, self.run_id, engines))
         mlflow.log_text(page, "report.html")
         if report_file:
             report_file.write_text(page, encoding="utf-8")
+
+    def _add_engines(self, engines: Iterable[str]) -> str:
+        """Tag the run with the engines that answered in it, those before it was resumed too."""
+        client = mlflow.MlflowClient()
+        before = client.get_run(self.run_id).data.tags.get(_ENGINE_TAG, "")
+        names = ", ".join(sorted({*engines, *filter(None, before.split(", "))}))
+        if names:
+            mlflow.set_tag(_ENGINE_TAG, names)
+        return names
 
 
 @contextmanager
 def scoring_run(plan: ScoringPlan) -> Iterator[ScoringRun]:
     """An MLflow run around a job; it ends as failed when the job does."""
     options = plan.options
-    with _start_run(plan) as run:
+    with _ended_without_spark(_start_run(plan)) as run:
         params = {
             "fingerprint": plan.fingerprint,
             "model": options.model,
@@ -145,10 +158,10 @@ def scoring_run(plan: ScoringPlan) -> Iterator[ScoringRun]:
         yield ScoringRun(run.info.run_id, dataset, model_id)
 
 
-def _report(plan: ScoringPlan, summary: Summary, run_id: str) -> RunReport:
+def _report(plan: ScoringPlan, summary: Summary, run_id: str, engines: str) -> RunReport:
     statistics = summary.statistics
     assert statistics is not None  # an interrupted job has no report
-    packages = ("phi3-batch", "pyspark", "delta-spark", "mlflow-skinny", "onnxruntime-genai")
+    packages = ("phi3-batch", "pyspark", "delta-spark", "mlflow-skinny")
     return RunReport(
         state=summary.outcome.value,
         model=f"{plan.model.resolved_uri} ({plan.model.kind.value})",
@@ -175,6 +188,7 @@ def _report(plan: ScoringPlan, summary: Summary, run_id: str) -> RunReport:
         versions={
             "input": f"version {plan.input.version}" if plan.input.version is not None else "-",
             "output": f"version {summary.output_version}",
+            "engine": engines or "-",
             "python": platform.python_version(),
             **{name: version(name) for name in packages},
         },
@@ -192,6 +206,24 @@ def _start_run(plan: ScoringPlan) -> mlflow.ActiveRun:
         else:
             return mlflow.start_run(run_id=begun_as)
     return mlflow.start_run(run_name=f"score {plan.options.input.text}")
+
+
+@contextmanager
+def _ended_without_spark(run: mlflow.ActiveRun) -> Iterator[mlflow.ActiveRun]:
+    """MLflow's ``with`` block of a run, which ends even where the JVM has died.
+
+    To end a run, MLflow asks the Spark session where its registry is.
+    """
+    client = mlflow.MlflowClient()
+    try:
+        yield run
+    except BaseException:
+        try:
+            mlflow.end_run("FAILED")
+        except (Py4JError, OSError):
+            client.set_terminated(run.info.run_id, "FAILED")
+        raise
+    mlflow.end_run()
 
 
 def _model_in_store(model_id: str | None) -> str | None:

@@ -5,7 +5,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import partial
 
@@ -21,7 +21,7 @@ from phi3_batch.scoring.chunks import ChunkScorer, ScoredChunk
 from phi3_batch.scoring.ledger import describe_commit, read_ledger
 from phi3_batch.scoring.plan import REQUEST_ID, ScoringPlan
 from phi3_batch.scoring.statistics import Statistics
-from phi3_batch.scoring.udf import worker_settings
+from phi3_batch.scoring.udf import engines_in_use, worker_settings
 
 # Two, so that while one commits or waits for its last task the other keeps the processors busy.
 _IN_FLIGHT = 2
@@ -119,6 +119,8 @@ class Summary:
         statistics: of all of the run that is in the output; None where it was interrupted.
         output_version: of the Delta table.
         output_path: where the table is.
+        engines: names and versions of those that answered in this process's tasks, as far as
+            they could be asked.
     """
 
     outcome: Outcome
@@ -127,6 +129,7 @@ class Summary:
     statistics: Statistics | None
     output_version: int | None
     output_path: str
+    engines: frozenset[str] = frozenset()
 
 
 def run_scoring(
@@ -160,12 +163,14 @@ def run_scoring(
     with worker_settings(spark, plan.model):
         job = _Job(spark, plan, run_id, budget, progress, on_progress, on_chunk)
         outcome = job.run()
+        scored = outcome is not Outcome.INTERRUPTED and progress.requests_done
+        engines = engines_in_use(spark, plan.slots) if scored else set()
     if outcome is Outcome.COMPLETE and plan.to_delete:
         says = describe_commit(plan.fingerprint, chunk=None)
         commits.delete_others(
             plan.input.rows.select(*plan.options.ids), plan.options.output, plan.options.ids, says
         )
-    return _summarize(spark, plan, outcome, progress)
+    return replace(_summarize(spark, plan, outcome, progress), engines=frozenset(engines))
 
 
 class _Job:

@@ -1,11 +1,16 @@
 """MLflow's UDF of a model, and how its result becomes columns."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import mlflow
+import pandas as pd
+from py4j.protocol import Py4JError
+from pyspark.errors import PySparkException
 from pyspark.sql import Column, SparkSession
 from pyspark.sql import functions as F
+from pyspark.sql.pandas.functions import pandas_udf
 from pyspark.sql.types import StructType
 
 from phi3_batch.errors import InvalidParameterError
@@ -24,6 +29,8 @@ from phi3_batch.scoring.requests import MESSAGES_INPUT, chat_requests, with_stan
 _NO_DATA_IN_ERRORS = {"MLFLOW_DISABLE_SCHEMA_DETAILS": "true"}
 # In a job, a row that hangs in native code ends its process, and the job finds the row.
 _WORKER_ENV = _NO_DATA_IN_ERRORS | {"PHI3_BATCH_TIME_LIMITS": "1"}
+# Which engine runs an ONNX build: the driver's choice holds for its workers.
+_ENGINE_VARIABLE = "PHI3_BATCH_ENGINE"
 
 _IDLE_LIMIT = "spark.sql.execution.pyspark.udf.idleTimeoutSeconds"
 _KILL_IDLE = "spark.sql.execution.pyspark.udf.killOnIdleTimeout"
@@ -115,11 +122,39 @@ def worker_settings(spark: SparkSession, model: ScoringModel) -> Iterator[None]:
     try:
         yield
     finally:
-        for name, old in before.items():
-            if old is None:
-                spark.conf.unset(name)
-            else:
-                spark.conf.set(name, old)
+        with suppress(Py4JError, OSError):  # of a JVM that has died, which has no settings
+            for name, old in before.items():
+                if old is None:
+                    spark.conf.unset(name)
+                else:
+                    spark.conf.set(name, old)
+
+
+def engines_in_use(spark: SparkSession, slots: int) -> set[str]:
+    """Names and versions of the engines that Python workers have loaded, as they wait for work.
+
+    Spark gives the tasks of this small job to the workers that have just scored. It asks, and
+    loads nothing: where no worker is left, the answer is empty.
+
+    Args:
+        spark: the session, within :func:`worker_settings`.
+        slots: tasks that run at the same time.
+    """
+
+    def loaded(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
+        import sys  # the function travels to the workers alone, without this module
+
+        engines = sys.modules.get("phi3_batch.engines.cache")
+        name = (engines and engines.loaded_engine()) or ""
+        for batch in batches:
+            yield batch.map(lambda _: name)
+
+    ask = pandas_udf(loaded, "string")  # type: ignore[call-overload]  # its stubs know no iterators
+    try:
+        rows = spark.range(0, slots, 1, slots).select(ask(F.col("id"))).collect()
+    except (PySparkException, Py4JError):  # a note in the run's record, and the run is done
+        return set()
+    return {row[0] for row in rows if row[0]}
 
 
 def limit_idle_workers(spark: SparkSession, task_seconds: float) -> None:
@@ -139,6 +174,8 @@ def _mlflow_udf(
     params = dict(model.params)
     if model.kind is ModelKind.USAGE:
         params[USAGE_PARAM] = True
+    if choice := os.environ.get(_ENGINE_VARIABLE):
+        environment = {**environment, _ENGINE_VARIABLE: choice}
     with quiet_about_local_environment():
         udf: Callable[[Column], Column] = mlflow.pyfunc.spark_udf(
             spark,

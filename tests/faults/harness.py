@@ -23,7 +23,10 @@ from tests.conftest import Sample
 
 # A JVM that lives for seconds had better not compile much; Java's own limit of compiled code is
 # too small for Spark at this level, and what it says of it goes to stdout.
-_JAVA = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -XX:ReservedCodeCacheSize=256m"
+_JAVA = (
+    "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -XX:ReservedCodeCacheSize=256m"
+    " -Dspark.sql.codegen.wholeStage=false -Dspark.sql.codegen.factoryMode=NO_CODEGEN"
+)
 _PATIENCE_S = 300
 
 Row = dict[str, Any]
@@ -205,6 +208,11 @@ class Job:
         """SIGKILL to the driver and its JVM."""
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+
+    def kill_jvm(self) -> None:
+        """SIGKILL to the driver's JVM alone."""
+        (jvm,) = find_below(self.process.pid, "org.apache.spark.deploy.SparkSubmit")
+        os.kill(jvm, signal.SIGKILL)
 
     def field(self, name: str) -> str | None:
         """A field of the summary."""

@@ -5,6 +5,8 @@ import re
 import signal
 from random import Random
 
+import mlflow
+
 from tests.conftest import Sample
 from tests.faults.harness import (
     Job,
@@ -63,6 +65,26 @@ def test_sigterm_leaves_whole_chunks_and_says_how_many_rows(
     commits = chunk_commits(output)
     assert commits[: len(done)] == done
     assert sorted(commit.chunk for commit in commits) == list(range(8))
+
+
+def test_a_driver_jvm_that_dies_is_one_line_and_a_failed_run(
+    noting_uri: str, workplace: Workplace, samples: list[Sample]
+) -> None:
+    rows = distinct_rows(samples, 1_000)
+    source, output = write_rows(rows, workplace.folder / "rows.jsonl"), workplace.folder / "out"
+    job = workplace.start(
+        "--model", noting_uri, "--input", source, "--output", output, PAUSE_MS="4"
+    )
+    assert job.await_progress(lambda done, _: done > 0), job.words()
+    job.kill_jvm()
+    assert job.finish() == 1, job.words()
+    last = job.stderr[-1]
+    assert re.fullmatch(f"error: Spark's driver JVM is gone \\([^)]*\\); {HOW_TO_GO_ON}", last), (
+        last
+    )
+    assert not [line for line in job.stderr if "phi3_batch/" in line]  # a traceback of ours
+    run_id = str(read_table(output)["run_id"].iloc[0])
+    assert mlflow.get_run(run_id).info.status == "FAILED"
 
 
 def test_a_run_in_halves_on_all_processors_and_on_one_is_an_undisturbed_run(
