@@ -26,6 +26,10 @@ class EngineError(Phi3BatchError):
     """The runtime could not load the model at all (a failing request is a row error instead)."""
 
 
+class UnsupportedModelError(EngineError):
+    """One runtime cannot run this model; another may."""
+
+
 class TableError(Phi3BatchError):
     """An input or output table cannot be read or written as asked."""
 
