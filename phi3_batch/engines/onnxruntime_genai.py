@@ -15,6 +15,7 @@ import onnxruntime_genai as og
 from phi3_batch.engines.base import CompletionBuilder, Engine, first_line
 from phi3_batch.engines.memory import SMALLEST_CAPACITY, cache_capacity
 from phi3_batch.engines.model_folder import ModelFolder
+from phi3_batch.engines.order import by_prefix, common_prefix_length
 from phi3_batch.engines.sampling import choose_token
 from phi3_batch.engines.threads import thread_count
 from phi3_batch.engines.time_limit import time_limit
@@ -61,9 +62,8 @@ class OnnxRuntimeGenAIEngine(Engine):
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """Answer requests one after another, those with equal beginnings next to each other."""
         completions: list[Completion | None] = [None] * len(requests)
-        by_prefix = sorted(range(len(requests)), key=lambda i: requests[i].prompt_ids)
         with self._lock:
-            for index in by_prefix:
+            for index in by_prefix(requests):
                 completions[index] = self._answer(requests[index])
         return [completion for completion in completions if completion is not None]
 
@@ -118,12 +118,6 @@ class OnnxRuntimeGenAIEngine(Engine):
         self._generator = None
         self._kept_ids = ()
         self._capacity = SMALLEST_CAPACITY
-
-
-def common_prefix_length(left: Sequence[int], right: Sequence[int]) -> int:
-    """How many tokens two sequences share from the beginning."""
-    length = min(len(left), len(right))
-    return next((i for i in range(length) if left[i] != right[i]), length)
 
 
 def _overlay(folder: ModelFolder, threads: int) -> dict[str, object]:

@@ -10,46 +10,98 @@ import pytest
 
 from phi3_batch.engines import Engine, ModelFolder
 from phi3_batch.engines.onnxruntime_genai import OnnxRuntimeGenAIEngine
+from phi3_batch.engines.openvino import OpenVINOEngine, write_model
+from phi3_batch.engines.openvino_graph import convert
 from phi3_batch.generation import Completion, GenerationParams, Request
+
+SPAIN = "What is the capital of Spain?"
+FRANCE = "What is the capital of France?"
+MADRID = "The capital of Spain is Madrid."
+PARIS = "The capital of France is Paris."
+
+
+def one(engine: Engine, request: Request) -> Completion:
+    """The only completion of the only request."""
+    [completion] = engine.generate([request])
+    return completion
 
 
 @pytest.fixture(scope="session")
-def requests_of_samples(tiny_engine: Engine, samples: Sequence) -> list[Request]:
+def converted_model(tiny_folder: ModelFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded model as OpenVINO runs it."""
+    target = tmp_path_factory.mktemp("openvino")
+    write_model(convert(tiny_folder), tiny_folder, target)
+    return target
+
+
+@pytest.fixture(scope="session", params=["onnxruntime-genai", "openvino"])
+def new_engine(
+    request: pytest.FixtureRequest, tiny_folder: ModelFolder, converted_model: Path
+) -> Callable[..., Engine]:
+    """Makes engines that have answered nothing yet, once for each runtime."""
+
+    def new_engine(
+        folder: ModelFolder = tiny_folder,
+        *,
+        shares_prefixes: bool = True,
+        threads: int | None = None,
+    ) -> Engine:
+        if request.param == "openvino":
+            return OpenVINOEngine(
+                folder, converted_model, threads=threads, prefix_caching=shares_prefixes
+            )
+        return OnnxRuntimeGenAIEngine(folder, threads=threads, keep_prefix=shares_prefixes)
+
+    return new_engine
+
+
+@pytest.fixture(scope="session")
+def engine(new_engine: Callable[..., Engine]) -> Engine:
+    """One engine of each runtime."""
+    return new_engine()
+
+
+@pytest.fixture(scope="session")
+def reference(tiny_folder: ModelFolder) -> OnnxRuntimeGenAIEngine:
+    """The engine whose greedy completions are what every other one's have to be."""
+    return OnnxRuntimeGenAIEngine(tiny_folder)
+
+
+@pytest.fixture(scope="session")
+def requests_of_samples(tiny_folder: ModelFolder, samples: Sequence) -> list[Request]:
     """One greedy request for each sample prompt."""
-    encode = tiny_engine.tokenizer.encode_prompt
+    encode = tiny_folder.tokenizer.encode_prompt
     return [Request(tuple(encode(sample.prompt))) for sample in samples]
 
 
 @pytest.fixture(scope="session")
-def completions_of_samples(
-    tiny_engine: Engine, requests_of_samples: list[Request]
-) -> list[Completion]:
-    """What the engine answers when it is given every sample prompt in one call."""
-    return tiny_engine.generate(requests_of_samples)
+def completions_of_samples(engine: Engine, requests_of_samples: list[Request]) -> list[Completion]:
+    """What an engine answers when it is given every sample prompt in one call."""
+    return engine.generate(requests_of_samples)
 
 
 @pytest.fixture
 def fresh_engine(tiny_folder: ModelFolder) -> OnnxRuntimeGenAIEngine:
-    """An engine that has answered nothing yet."""
+    """The reference engine, when it has answered nothing yet."""
     return OnnxRuntimeGenAIEngine(tiny_folder)
 
 
 @pytest.fixture
-def ask(tiny_engine: Engine) -> Callable[..., Request]:
+def ask(tiny_folder: ModelFolder) -> Callable[..., Request]:
     """Makes a request of a question and parameters."""
 
     def ask(question: str, **params: object) -> Request:
         prompt = f"<|user|>\n{question}<|end|>\n<|assistant|>\n"
-        ids = tiny_engine.tokenizer.encode_prompt(prompt)
+        ids = tiny_folder.tokenizer.encode_prompt(prompt)
         return Request(tuple(ids), GenerationParams(**params))
 
     return ask
 
 
 @pytest.fixture
-def nonsense(tiny_engine: Engine) -> Callable[[int], tuple[int, ...]]:
+def nonsense(tiny_folder: ModelFolder) -> Callable[[int], tuple[int, ...]]:
     """Makes a prompt of so many tokens; what the model says to it is nonsense, always the same."""
-    ids = tuple(tiny_engine.tokenizer.encode_content("What is the capital of Spain? " * 600))
+    ids = tuple(tiny_folder.tokenizer.encode_content("What is the capital of Spain? " * 600))
     assert len(ids) > 4096
 
     return lambda length: ids[:length]

@@ -1,4 +1,3 @@
-import json
 import subprocess
 import sys
 
@@ -9,145 +8,22 @@ from phi3_batch.engines import Limits, ModelFolder
 from phi3_batch.engines.onnxruntime_genai import OnnxRuntimeGenAIEngine
 from phi3_batch.errors import EngineError, RowErrorCode
 from phi3_batch.generation import GenerationParams, Request, Usage
+from tests.engines.conftest import FRANCE, MADRID, PARIS, SPAIN, one
 
-SPAIN = "What is the capital of Spain?"
-FRANCE = "What is the capital of France?"
-MADRID = "The capital of Spain is Madrid."
-PARIS = "The capital of France is Paris."
 BEYOND_THE_VOCABULARY = Request((1010, 5000, 1007, 1001))
 
 
-def one(engine, request):
-    [completion] = engine.generate([request])
-    return completion
-
-
-def test_an_engine_says_which_runtime_it_is(tiny_engine):
-    assert tiny_engine.name == f"onnxruntime-genai {og.__version__}"
-    assert tiny_engine.limits == Limits(context_length=4096, vocab_size=1024)
-
-
-def test_no_request_gets_no_completion(fresh_engine):
-    assert fresh_engine.generate([]) == []
-
-
-# parameters
-
-
-def test_requests_of_different_parameters_share_a_call_without_touching_each_other(
-    tiny_engine, tiny_folder, ask
-):
-    requests = [
-        *(ask(SPAIN, max_tokens=count) for count in range(1, 14)),
-        *(ask(SPAIN, temperature=2.0, seed=seed, max_tokens=12) for seed in range(6)),
-        *(ask(FRANCE, temperature=1.5, top_p=0.9, top_k=50, seed=3, max_tokens=n) for n in (4, 9)),
-        ask(SPAIN, stop=("Spain",)),
-        ask(SPAIN, stop=("capital", "Madrid")),
-        ask(FRANCE),
-    ]
-    alone = OnnxRuntimeGenAIEngine(tiny_folder, keep_prefix=False)
-    assert tiny_engine.generate(requests) == [one(alone, request) for request in requests]
-
-
-def test_max_tokens_cuts_the_answer_and_says_so(tiny_engine, ask):
-    whole = one(tiny_engine, ask(SPAIN))
-    cut = one(tiny_engine, ask(SPAIN, max_tokens=4))
-    assert cut.token_ids == whole.token_ids[:4]
-    assert cut.finish_reason == "length"
-    assert cut.usage == Usage(whole.usage.prompt_tokens, 4)
-
-
-def test_a_stop_string_cuts_the_answer_before_it(tiny_engine, ask):
-    completion = one(tiny_engine, ask(SPAIN, stop=(" Madrid",)))
-    assert completion.text == "The capital of Spain is"
-    assert completion.finish_reason == "stop"
-
-
-def test_the_same_seed_gives_the_same_text(fresh_engine, tiny_engine, ask):
-    request = ask(SPAIN, temperature=3.0, seed=11, max_tokens=30)
-    assert one(fresh_engine, request) == one(tiny_engine, request)
-
-
-def test_different_seeds_give_different_texts(tiny_engine, ask):
-    requests = [ask(SPAIN, temperature=3.0, seed=seed, max_tokens=30) for seed in range(8)]
-    texts = {completion.text for completion in tiny_engine.generate(requests)}
-    assert len(texts) == 8
-    assert MADRID not in texts
-
-
-def test_a_seed_does_not_matter_when_decoding_is_greedy(tiny_engine, ask):
-    assert [c.text for c in tiny_engine.generate([ask(SPAIN, seed=1), ask(SPAIN, seed=2)])] == [
-        MADRID,
-        MADRID,
-    ]
-
-
-def test_top_k_1_is_greedy_at_any_temperature(tiny_engine, ask):
-    assert one(tiny_engine, ask(SPAIN, temperature=5.0, top_k=1)).text == MADRID
+def test_an_engine_says_which_runtime_it_is(reference):
+    assert reference.name == f"onnxruntime-genai {og.__version__}"
+    assert reference.limits == Limits(context_length=4096, vocab_size=1024)
 
 
 # prompts of any length
 
 
-@pytest.mark.parametrize("length", [4096, 4097, 5000])
-def test_a_prompt_that_fills_the_context_is_too_long_and_its_neighbours_are_not(
-    tiny_engine, ask, nonsense, length
-):
-    ids = (nonsense(4096) * 2)[:length]
-    completions = tiny_engine.generate([ask(SPAIN), Request(ids), ask(FRANCE)])
-    assert [completion.text for completion in completions] == [MADRID, "", PARIS]
-    assert completions[1].error.code is RowErrorCode.PROMPT_TOO_LONG
-    assert completions[1].usage == Usage(length, 0)
-
-
-def test_a_prompt_one_short_of_the_context_gets_one_token(tiny_engine, nonsense):
-    completion = one(tiny_engine, Request(nonsense(4095)))
-    assert completion.error is None
-    assert completion.usage == Usage(4095, 1)
-
-
-def test_an_answer_ends_where_the_context_ends(tiny_engine, nonsense):
-    prompt = nonsense(4090)
-    params = GenerationParams(temperature=50.0, max_tokens=100)
-    completion = one(tiny_engine, Request(prompt, params))
-    assert completion.finish_reason == "length"
-    assert completion.usage == Usage(4090, 6)
-
-
-@pytest.mark.parametrize("length", [500, 600, 1500, 3000])
-def test_a_long_request_between_short_ones_grows_the_cache_and_changes_no_token(
-    fresh_engine, tiny_folder, ask, nonsense, length
-):
-    long = Request(nonsense(length), GenerationParams(max_tokens=40))
-    before, grown, after = (
-        one(fresh_engine, ask(SPAIN)),
-        one(fresh_engine, long),
-        one(fresh_engine, ask(FRANCE)),
-    )
-    assert (before.text, after.text) == (MADRID, PARIS)
-    assert grown.error is None
-    assert grown == one(OnnxRuntimeGenAIEngine(tiny_folder), long)
-
-
-def test_a_context_that_is_no_power_of_two_is_used_to_its_end(build, nonsense):
-    file = build / "genai_config.json"
-    config = json.loads(file.read_text(encoding="utf-8"))
-    config["model"]["context_length"] = 700  # the runtime refuses a cache that is longer
-    file.write_text(json.dumps(config), encoding="utf-8")
-    engine = OnnxRuntimeGenAIEngine(ModelFolder.open(build))
-    params = GenerationParams(temperature=50.0, max_tokens=100)
-    completion = one(engine, Request(nonsense(695), params))
-    assert completion.error is None
-    assert completion.usage == Usage(695, 5)
-
-
-def test_max_tokens_may_ask_for_more_than_the_context(fresh_engine, ask):
-    assert one(fresh_engine, ask(SPAIN, max_tokens=10**9)).text == MADRID
-
-
 @pytest.mark.parametrize("length", [2040, 2100, 3000])
 def test_a_build_that_names_a_sliding_window_answers_beyond_it(
-    build_with_sliding_window, tiny_engine, nonsense, length
+    build_with_sliding_window, reference, nonsense, length
 ):
     # without cache_slack the runtime fails here: its cache is as long as the window
     folder = ModelFolder.open(build_with_sliding_window)
@@ -155,7 +31,7 @@ def test_a_build_that_names_a_sliding_window_answers_beyond_it(
     request = Request(nonsense(length), GenerationParams(max_tokens=24))
     completion = one(OnnxRuntimeGenAIEngine(folder), request)
     assert completion.error is None
-    assert completion == one(tiny_engine, request)
+    assert completion == one(reference, request)
 
 
 # the kept prefix
@@ -202,17 +78,7 @@ def test_of_a_prompt_equal_to_the_one_before_only_the_last_two_tokens_are_read(
     assert sum(prefilled) == len(request.prompt_ids) + 2 + 2 + 3 * generated
 
 
-def test_no_bit_of_a_completion_depends_on_what_the_engine_has_read_before(tiny_folder, ask):
-    hot = [ask(SPAIN, temperature=3.0, seed=seed, max_tokens=30) for seed in range(60)]
-    short = [Request(ids, hot[0].params) for ids in [(5,), (5,), (5, 6), (5, 6, 7), (5,), (5, 6)]]
-    alone = OnnxRuntimeGenAIEngine(tiny_folder, keep_prefix=False)
-    engine = OnnxRuntimeGenAIEngine(tiny_folder)
-    for _ in range(2):  # the first after nothing, then the same prompt after itself
-        assert engine.generate(hot) == alone.generate(hot)
-        assert [one(engine, request) for request in short] == alone.generate(short)
-
-
-def test_a_prompt_that_is_the_beginning_of_the_one_before_gets_its_own_answer(
+def test_a_prompt_that_is_the_beginning_of_the_one_before_reads_two_tokens(
     prefilled, tiny_folder, ask
 ):
     engine = OnnxRuntimeGenAIEngine(tiny_folder)
@@ -261,13 +127,6 @@ def test_an_engine_works_on_after_a_failure(unguarded_engine, ask):
     assert one(unguarded_engine, ask(SPAIN)).text == MADRID
 
 
-def test_no_runtime_sees_ids_beyond_the_vocabulary(fresh_engine):
-    for ids in ((1, 5, 1024), (1, -1)):
-        error = one(fresh_engine, Request(ids)).error
-        assert error.code is RowErrorCode.ENGINE_ERROR
-        assert error.message.startswith("a token id is beyond the vocabulary of 1024")
-
-
 def test_nothing_is_kept_of_a_request_that_failed(prefilled, unguarded_engine, ask):
     engine = unguarded_engine
     request = ask(SPAIN, max_tokens=1)
@@ -298,12 +157,6 @@ def test_weights_cut_short_are_one_line_when_they_are_loaded(build, size):
     assert "\n" not in message
 
 
-def test_a_wrong_number_of_threads_is_refused_before_the_model_is_loaded(monkeypatch, tiny_folder):
-    monkeypatch.setenv("OMP_NUM_THREADS", "many")
-    with pytest.raises(EngineError, match="OMP_NUM_THREADS must be a positive number, not 'many'"):
-        OnnxRuntimeGenAIEngine(tiny_folder)
-
-
 def test_the_threads_of_the_environment_reach_the_runtime(monkeypatch, tiny_folder):
     overlays = []
     load_config = og.Config
@@ -331,9 +184,3 @@ print(calls)
         [sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
     assert answer.stdout == "['disabled']\n"
-
-
-def test_nothing_is_written_when_requests_succeed_or_are_refused(capfd, caplog, tiny_engine, ask):
-    tiny_engine.generate([ask(SPAIN), Request(()), Request((5,) * 5000)])
-    assert capfd.readouterr() == ("", "")
-    assert caplog.records == []

@@ -14,13 +14,20 @@ from tests.conftest import REPOSITORY
 
 # An engine whose limits are small, that hangs (or is slow) where the token is chosen.
 SETTING = """
-import faulthandler, sys, time
+import faulthandler, pathlib, sys, tempfile, time
 from tests.conftest import TINY_CHECKPOINT, TINY_MODEL
 from phi3_batch.engines import Checkpoint, ModelFolder, {module} as runtime, time_limit
+from phi3_batch.engines.openvino_graph import convert
 from phi3_batch.generation import GenerationParams, Request
 
 time_limit._SECONDS = {seconds}
 time_limit._SECONDS_PER_PROMPT_TOKEN = time_limit._SECONDS_PER_NEW_TOKEN = 0.0
+
+def converted(folder):
+    target = pathlib.Path(tempfile.mkdtemp())
+    runtime.write_model(convert(folder), folder, target)
+    return target
+
 engine = {engine}
 secret = "What is the capital of Spain?"
 prompt = "<|user|>" + secret + "<|end|><|assistant|>"
@@ -30,6 +37,7 @@ def hang_in(seconds):
     choose = runtime.choose_token
     runtime.choose_token = lambda *arguments: time.sleep(seconds) or choose(*arguments)
 """
+OPENVINO = "runtime.OpenVINOEngine(folder := ModelFolder.open(TINY_MODEL), converted(folder))"
 ENGINES = {
     "onnxruntime_genai": "runtime.OnnxRuntimeGenAIEngine(ModelFolder.open(TINY_MODEL), threads=1)",
     "transformers": "runtime.TransformersEngine(Checkpoint.open(TINY_CHECKPOINT), threads=1)",
@@ -43,7 +51,8 @@ def run():
     """Runs code in a process of its own, with the limits on or off."""
 
     def run(code, module="onnxruntime_genai", seconds=1.0, limits="1", **options):
-        head = SETTING.format(module=module, seconds=seconds, engine=ENGINES[module])
+        engine = OPENVINO if module == "openvino" else ENGINES[module]
+        head = SETTING.format(module=module, seconds=seconds, engine=engine)
         environment = {k: v for k, v in os.environ.items() if k != "PHI3_BATCH_TIME_LIMITS"}
         if limits is not None:
             environment["PHI3_BATCH_TIME_LIMITS"] = limits
@@ -70,6 +79,23 @@ def test_a_row_that_hangs_ends_its_process_in_time(run, module):
     assert "Timeout" in done.stderr
     assert "generate" in done.stderr  # the frames say where
     assert not [word for word in ("Spain", "capital", "Madrid", "<|user|>") if word in done.stderr]
+
+
+def test_a_step_of_openvino_that_hangs_ends_its_process_in_time(run):
+    code = """
+class Hanging:
+    def __init__(self, pipeline):
+        self.pipeline = pipeline
+    def __getattr__(self, name):
+        return getattr(self.pipeline, name)
+    def step(self):
+        time.sleep(100)
+engine._pipeline = Hanging(engine._pipeline)
+"""
+    done = run(code + ANSWER, "openvino")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "Timeout" in done.stderr
+    assert "Madrid" not in done.stderr
 
 
 @pytest.mark.parametrize("limits", [None, "0", ""])
