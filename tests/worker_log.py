@@ -11,4 +11,4 @@ def engine_loads(worker_log: Path) -> list[str]:
     if not worker_log.exists():
         return []
     lines = worker_log.read_text().splitlines()
-    return [line.split()[0] for line in lines if " loaded onnxruntime-genai" in line]
+    return [line.split()[0] for line in lines if line.split()[1:2] == ["loaded"]]

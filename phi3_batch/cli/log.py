@@ -1,5 +1,6 @@
 """The commands ``phi3-batch log …``."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,17 +25,37 @@ _Alias = Annotated[
 _Name = Annotated[str, typer.Option(help="Name of the logged model.")]
 
 
+class Engine(StrEnum):
+    """What is to run an ONNX build."""
+
+    auto = "auto"
+    openvino = "openvino"
+    onnxruntime_genai = "onnxruntime-genai"
+
+
+_Engine = Annotated[
+    Engine,
+    typer.Option(
+        help="What runs the model; auto is OpenVINO where that can. PHI3_BATCH_ENGINE in an"
+        " executor's environment overrides it."
+    ),
+]
+
+
 @log_app.command("prompt")
 def log_prompt(
     model_dir: _Build,
     register: _Register = None,
     alias: _Alias = None,
     name: _Name = "phi3-prompt",
+    engine: _Engine = Engine.auto,
 ) -> None:
     """Log a model that completes raw prompts: a column `prompt` in, text out."""
     from phi3_batch.models.log import log_prompt_model
 
-    info = log_prompt_model(model_dir, name=name, registered_model_name=register, alias=alias)
+    info = log_prompt_model(
+        model_dir, name=name, registered_model_name=register, alias=alias, engine=engine.value
+    )
     _print_logged(info, register, alias)
 
 
@@ -44,11 +65,14 @@ def log_chat(
     register: _Register = None,
     alias: _Alias = None,
     name: _Name = "phi3-chat",
+    engine: _Engine = Engine.auto,
 ) -> None:
     """Log a model that answers chats: `messages` in, chat completions out."""
     from phi3_batch.models.log import log_chat_model
 
-    info = log_chat_model(model_dir, name=name, registered_model_name=register, alias=alias)
+    info = log_chat_model(
+        model_dir, name=name, registered_model_name=register, alias=alias, engine=engine.value
+    )
     _print_logged(info, register, alias)
 
 

@@ -19,6 +19,14 @@ BATCH_ROWS = 16
 BATCH_TOKENS = 8192
 
 _FLOAT32_BYTES = 4
+_BFLOAT16_BYTES = 2
+
+# OpenVINO's weights are in memory as the file has them and as they are multiplied. Its cache takes
+# what memory there is; this many rows at a time are where more of them gain little.
+_OPENVINO_WEIGHTS = 1.7
+_OPENVINO_ROWS = 32
+_OPENVINO_FEWEST_TOKENS = 4096
+
 # Python with pandas, pyarrow, MLflow and the runtime
 _ONNX_PROCESS_BYTES = 300_000_000
 _TRANSFORMERS_PROCESS_BYTES = 1_000_000_000
@@ -42,13 +50,37 @@ class Dimensions:
     hidden_size: int
 
     @property
+    def cache_values_per_token(self) -> int:
+        """Keys and values of a token."""
+        return self.layers * self.key_value_heads * self.head_size * 2
+
+    @property
     def cache_bytes_per_token(self) -> int:
-        """Keys and values of a token, in float32 as both engines keep them."""
-        return self.layers * self.key_value_heads * self.head_size * 2 * _FLOAT32_BYTES
+        """Keys and values of a token in float32, as engines other than OpenVINO keep them."""
+        return self.cache_values_per_token * _FLOAT32_BYTES
+
+
+def openvino_memory_bytes(
+    files_bytes: int, dimensions: Dimensions, limits: Limits, tokens: int
+) -> int:
+    """About what a process takes that runs an ONNX build by OpenVINO, with rows enough at a time.
+
+    With less memory it runs fewer rows at a time; with more, up to 65,536 tokens of them. On
+    processors without bfloat16 a token takes twice as much.
+
+    Args:
+        files_bytes: of the build.
+        dimensions: of the model.
+        limits: of the model.
+        tokens: of prompt and answer of the longest request; none has more than the context.
+    """
+    cached = max(_OPENVINO_ROWS * min(tokens, limits.context_length), _OPENVINO_FEWEST_TOKENS)
+    cache = cached * dimensions.cache_values_per_token * _BFLOAT16_BYTES
+    return _ONNX_PROCESS_BYTES + int(_OPENVINO_WEIGHTS * files_bytes) + cache
 
 
 def onnx_memory_bytes(files_bytes: int, dimensions: Dimensions, limits: Limits, tokens: int) -> int:
-    """About what a process takes at most that runs an ONNX build.
+    """About what a process takes at most that runs an ONNX build by onnxruntime-genai.
 
     Args:
         files_bytes: of the build; its weights are in memory as they are in the files.

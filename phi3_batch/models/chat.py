@@ -6,18 +6,17 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
-from phi3_batch.engines import Checkpoint, Manifest, ModelFolder, get_engine
+from phi3_batch.engines import Checkpoint, ModelFolder
 from phi3_batch.generation import Completion, GenerationParams, Request, RowError, Usage
 from phi3_batch.models.chats import Chat, parse_chat, parse_params
 from phi3_batch.models.examine import examine_rows
-from phi3_batch.models.prompt import MANIFEST_ARTIFACT, MODEL_ARTIFACT
 from phi3_batch.models.seeds import with_own_seeds
+from phi3_batch.models.weights import MODEL_ARTIFACT, LoggedWeights
 from phi3_batch.text import ChatTemplate, Tokenizer
 
 # Beside the generation parameters in MLflow's model_config: what completions call the model.
@@ -39,12 +38,11 @@ class ChatModel(PythonModel):
 
         Raises:
             InvalidModelError: a file is missing or damaged.
-            InvalidParameterError: model_config has a parameter that is out of range.
+            InvalidParameterError: model_config has a parameter that is out of range, or the
+                environment asks for an engine that there is not.
         """
         self._folder = self._open_folder(context)
-        manifest = Path(context.artifacts[MANIFEST_ARTIFACT]).read_text(encoding="utf-8")
-        self._manifest = Manifest.from_json(manifest)
-        self._manifest.check_sizes(self._folder.path)
+        self._weights = LoggedWeights.open(self._folder, context)
         config = dict(context.model_config or {})
         self._model_name = str(config.pop(MODEL_NAME_CONFIG, ""))
         self._defaults = parse_params(config, GenerationParams())
@@ -80,7 +78,7 @@ class ChatModel(PythonModel):
         Raises:
             EngineError: the runtime cannot load the model.
         """
-        engine = get_engine(self._folder, self._manifest)
+        engine = self._weights.engine()
         chats, requests = self._parse(model_input, engine.tokenizer)
         together = with_own_seeds(request for group in requests for request in group)
         completions = iter(engine.generate(together))
@@ -132,7 +130,7 @@ class ChatModel(PythonModel):
         Args:
             tokens: of prompt and answer of the longest request, as if it were all prompt.
         """
-        return self._folder.memory_bytes(tokens)
+        return self._weights.memory_bytes(tokens)
 
     def _parse(
         self, model_input: Any, tokenizer: Tokenizer

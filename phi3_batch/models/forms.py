@@ -4,7 +4,7 @@ import contextlib
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +12,34 @@ from mlflow.models import ModelSignature
 
 import phi3_batch
 from phi3_batch.engines import Checkpoint, Manifest, ModelFolder
-from phi3_batch.models.pipeline import CHECKPOINT_ARTIFACT
-from phi3_batch.models.prompt import MANIFEST_ARTIFACT, MODEL_ARTIFACT
 from phi3_batch.models.signatures import (
     MESSAGES_COLUMN,
     PROMPT_COLUMN,
     chat_signature,
     prompt_signature,
 )
+from phi3_batch.models.weights import (
+    CHECKPOINT_ARTIFACT,
+    ENGINE_ARTIFACT,
+    MANIFEST_ARTIFACT,
+    MODEL_ARTIFACT,
+)
 
 CHAT_TASK = "llm/v1/chat"
 
 # What the models import when they are loaded. torch is not among the ONNX models', and must not be.
 _PACKAGES = ("mlflow", "tokenizers", "pandas", "numpy")
-_ONNX_PACKAGES = (*_PACKAGES, "onnxruntime-genai", "onnxruntime")
+_ONNX_PACKAGES = (
+    *_PACKAGES,
+    "filelock",
+    "onnxruntime",
+    "onnxruntime-genai",
+    "openvino-genai",
+    "platformdirs",
+)
 _PIPELINE_PACKAGES = (*_PACKAGES, "torch", "transformers")
+# There are none of it for other processors, and the model does without.
+_X86_ALONE = "openvino-genai"
 
 _PROMPT_EXAMPLE = {PROMPT_COLUMN: "<|user|>\nWhat is the capital of Spain?<|end|>\n<|assistant|>\n"}
 _CHAT_EXAMPLE = {
@@ -59,23 +72,37 @@ class Form:
     @property
     def requirements(self) -> list[str]:
         """The packages, pinned to the versions that are installed."""
-        return [f"{name}=={version(name)}" for name in self.packages]
+        pinned = [f"{name}=={version(name)}" for name in self.packages if name != _X86_ALONE]
+        if _X86_ALONE in self.packages:
+            with contextlib.suppress(PackageNotFoundError):
+                found = version(_X86_ALONE)
+                pinned.append(f"{_X86_ALONE}=={found}; platform_machine == 'x86_64'")
+        return pinned
 
     @contextlib.contextmanager
     def arguments(
-        self, folder: ModelFolder | Checkpoint, manifest: Manifest
+        self, folder: ModelFolder | Checkpoint, manifest: Manifest, engine: str | None = None
     ) -> Iterator[dict[str, Any]]:
-        """Arguments of ``mlflow.pyfunc.log_model`` or ``save_model``, within the ``with`` block."""
+        """Arguments of ``mlflow.pyfunc.log_model`` or ``save_model``, within the ``with`` block.
+
+        Args:
+            folder: the weights.
+            manifest: their digests.
+            engine: which is to run them; None for a checkpoint, which has one engine.
+        """
         metadata = {"phi3_batch": phi3_batch.__version__}
         with tempfile.TemporaryDirectory() as scratch:
-            manifest_file = Path(scratch, "manifest.json")
-            manifest_file.write_text(manifest.to_json(), encoding="utf-8")
+            # files, not model_config: MLflow drops that on a cluster, on the way to the executors
+            texts = {"manifest.json": (MANIFEST_ARTIFACT, manifest.to_json())}
+            if engine is not None:
+                texts["engine.txt"] = (ENGINE_ARTIFACT, engine)
+            artifacts = {self.artifact: str(folder.path)}
+            for file, (artifact, text) in texts.items():
+                Path(scratch, file).write_text(text, encoding="utf-8")
+                artifacts[artifact] = str(Path(scratch, file))
             yield {
                 "python_model": str(Path(__file__).with_name(self.code_file)),
-                "artifacts": {
-                    self.artifact: str(folder.path),
-                    MANIFEST_ARTIFACT: str(manifest_file),
-                },
+                "artifacts": artifacts,
                 "code_paths": [str(Path(phi3_batch.__file__).parent)],
                 "signature": self.signature,
                 "input_example": self.input_example,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import mlflow
 from mlflow.models.model import ModelInfo
 
-from phi3_batch.engines import Checkpoint, Manifest, ModelFolder
+from phi3_batch.engines import Checkpoint, EngineChoice, Manifest, ModelFolder, check_choice
 from phi3_batch.engines.checkpoint import require_torch
 from phi3_batch.errors import InvalidParameterError
 from phi3_batch.models.chat import chat_config
@@ -27,6 +27,7 @@ def log_prompt_model(
     registered_model_name: str | None = None,
     alias: str | None = None,
     params: bool = True,
+    engine: EngineChoice = "auto",
 ) -> ModelInfo:
     """Log an int4 ONNX build of Phi-3 as a model that completes raw prompts.
 
@@ -39,18 +40,22 @@ def log_prompt_model(
         alias: also gives that version this alias, as in ``models:/NAME@ALIAS``.
         params: False logs the bare form, whose signature takes no parameters: greedy text of at
             most 256 tokens, without usage.
+        engine: what is to run it: "openvino", "onnxruntime-genai", or "auto" for the faster one
+            that can. The environment variable PHI3_BATCH_ENGINE overrides it where it is loaded.
 
     Returns:
         MLflow's ModelInfo; ``.model_uri`` is what ``load_model`` and ``spark_udf`` take.
 
     Raises:
         InvalidModelError: the folder is not an int4 ONNX build of Phi-3.
-        InvalidParameterError: an alias without a name to register under.
+        InvalidParameterError: an alias without a name to register under, or no such engine.
     """
     _check_alias(alias, registered_model_name)
+    check_choice(engine)
     folder = ModelFolder.open(model_dir)
+    form = prompt_form(params=params)
     with _run(name):
-        return _log(prompt_form(params=params), folder, name, registered_model_name, alias)
+        return _log(form, folder, name, registered_model_name, alias, engine=engine)
 
 
 def log_chat_model(
@@ -60,6 +65,7 @@ def log_chat_model(
     registered_model_name: str | None = None,
     alias: str | None = None,
     model_config: Mapping[str, Any] | None = None,
+    engine: EngineChoice = "auto",
 ) -> ModelInfo:
     """Log an int4 ONNX build of Phi-3 as a model that answers chats.
 
@@ -72,20 +78,22 @@ def log_chat_model(
         alias: also gives that version this alias, as in ``models:/NAME@ALIAS``.
         model_config: parameters of :class:`~phi3_batch.generation.GenerationParams` for rows that
             do not give their own, such as ``{"max_tokens": 60, "top_p": 0.9}``.
+        engine: what is to run it, as of :func:`log_prompt_model`.
 
     Returns:
         MLflow's ModelInfo; ``.model_uri`` is what ``load_model`` and ``spark_udf`` take.
 
     Raises:
         InvalidModelError: the folder is not an int4 ONNX build of Phi-3.
-        InvalidParameterError: an alias without a name to register under, or a parameter that is
-            unknown or out of range.
+        InvalidParameterError: an alias without a name to register under, no such engine, or a
+            parameter that is unknown or out of range.
     """
     _check_alias(alias, registered_model_name)
+    check_choice(engine)
     folder = ModelFolder.open(model_dir)
     config = chat_config(name, model_config or {})
     with _run(name):
-        return _log(chat_form(), folder, name, registered_model_name, alias, config)
+        return _log(chat_form(), folder, name, registered_model_name, alias, config, engine)
 
 
 def log_pipeline_model(
@@ -152,10 +160,11 @@ def _log(
     registered_model_name: str | None,
     alias: str | None,
     model_config: dict[str, Any] | None = None,
+    engine: EngineChoice | None = None,
 ) -> ModelInfo:
     manifest = folder.read_manifest()
-    _log_params(name, _describe(folder, manifest))
-    with form.arguments(folder, manifest) as arguments:
+    _log_params(name, _describe(folder, manifest) | ({"engine": engine} if engine else {}))
+    with form.arguments(folder, manifest, engine) as arguments:
         info: ModelInfo = mlflow.pyfunc.log_model(
             name=name,
             registered_model_name=registered_model_name,

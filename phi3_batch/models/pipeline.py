@@ -14,8 +14,7 @@ from phi3_batch.engines import Checkpoint
 from phi3_batch.engines.checkpoint import require_torch
 from phi3_batch.errors import InvalidParameterError
 from phi3_batch.models.chat import ChatModel
-
-CHECKPOINT_ARTIFACT = "checkpoint"
+from phi3_batch.models.weights import CHECKPOINT_ARTIFACT
 
 # transformers' names of generation parameters, and ours
 _NAMES = {

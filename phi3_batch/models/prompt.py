@@ -3,21 +3,18 @@
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
-from phi3_batch.engines import Engine, Manifest, ModelFolder, get_engine
+from phi3_batch.engines import Engine, ModelFolder
 from phi3_batch.generation import Completion, GenerationParams, Request, RowError
 from phi3_batch.models.examine import examine_rows
 from phi3_batch.models.seeds import with_own_seeds
 from phi3_batch.models.signatures import PROMPT_COLUMN, USAGE_PARAM
+from phi3_batch.models.weights import MODEL_ARTIFACT, LoggedWeights
 from phi3_batch.text import Tokenizer, find_text_error
-
-MODEL_ARTIFACT = "phi3-mini-onnx"
-MANIFEST_ARTIFACT = "manifest"
 
 _USAGE_COLUMNS = [
     "completion",
@@ -42,11 +39,10 @@ class PromptModel(PythonModel):
 
         Raises:
             InvalidModelError: a file is missing or damaged.
+            InvalidParameterError: the environment asks for an engine that there is not.
         """
         self._folder = ModelFolder.open(context.artifacts[MODEL_ARTIFACT])
-        manifest = Path(context.artifacts[MANIFEST_ARTIFACT]).read_text(encoding="utf-8")
-        self._manifest = Manifest.from_json(manifest)
-        self._manifest.check_sizes(self._folder.path)
+        self._weights = LoggedWeights.open(self._folder, context)
 
     # MLflow makes a schema of any other type hint on model_input, and warns where there is none
     def predict(
@@ -78,7 +74,7 @@ class PromptModel(PythonModel):
             EngineError: the runtime cannot load the model.
         """
         generation_params = _generation_params(params)
-        engine = get_engine(self._folder, self._manifest)
+        engine = self._weights.engine()
         completions = _complete(engine, _prompts(model_input), generation_params)
         if params and params.get(USAGE_PARAM):
             rows = [_usage_row(completion) for completion in completions]
@@ -112,7 +108,7 @@ class PromptModel(PythonModel):
         Args:
             tokens: of prompt and answer of the longest request, as if it were all prompt.
         """
-        return self._folder.memory_bytes(tokens)
+        return self._weights.memory_bytes(tokens)
 
 
 def _generation_params(params: Mapping[str, Any] | None) -> GenerationParams:

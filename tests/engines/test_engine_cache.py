@@ -1,16 +1,35 @@
 import logging
+import platform
+import sys
 import weakref
+from pathlib import Path
 
 import pytest
 
-from phi3_batch.engines import ModelFolder, cache, get_engine, onnxruntime_genai
-from phi3_batch.engines.onnxruntime_genai import OnnxRuntimeGenAIEngine
-from phi3_batch.errors import EngineError
+from phi3_batch.engines import ModelFolder, cache, get_engine, openvino, openvino_cache
+from phi3_batch.engines.choice import ENGINE_VARIABLE
+from phi3_batch.engines.openvino import MODEL_BIN, OpenVINOEngine
+from phi3_batch.errors import EngineError, InvalidParameterError, UnsupportedModelError
+
+OPENVINO, ONNXRUNTIME = "openvino-genai ", "onnxruntime-genai "
 
 
-def load(path):
+def load(path, choice="auto"):
     folder = ModelFolder.open(path)
-    return get_engine(folder, folder.read_manifest())
+    return get_engine(folder, folder.read_manifest(), choice)
+
+
+@pytest.fixture(autouse=True)
+def nothing_loaded(monkeypatch):
+    monkeypatch.setattr(cache, "_loaded", None)
+    monkeypatch.delenv(ENGINE_VARIABLE, raising=False)
+
+
+@pytest.fixture
+def cache_root(monkeypatch, tmp_path):
+    """Where converted models are kept, with none in it yet."""
+    monkeypatch.setattr(openvino_cache, "_roots", lambda: [tmp_path / "cache"])
+    return tmp_path / "cache"
 
 
 @pytest.fixture
@@ -38,16 +57,15 @@ def test_another_model_takes_the_place_of_the_one_before(tiny_folder, another_bu
 
 
 def test_old_weights_are_let_go_before_new_ones_are_read(monkeypatch, tiny_folder, another_build):
-    monkeypatch.setattr(cache, "_loaded", None)
     old = weakref.ref(load(tiny_folder.path))
     old_still_there = []
 
-    class WatchedEngine(OnnxRuntimeGenAIEngine):
-        def __init__(self, folder):
+    class WatchedEngine(OpenVINOEngine):
+        def __init__(self, *arguments):
             old_still_there.append(old() is not None)
-            super().__init__(folder)
+            super().__init__(*arguments)
 
-    monkeypatch.setattr(onnxruntime_genai, "OnnxRuntimeGenAIEngine", WatchedEngine)
+    monkeypatch.setattr(openvino, "OpenVINOEngine", WatchedEngine)
     load(another_build)
     assert old_still_there == [False]
 
@@ -57,7 +75,7 @@ def test_a_model_that_cannot_be_loaded_leaves_the_way_free_for_the_next(tiny_fol
     data.write_bytes(data.read_bytes()[:1000])
     with pytest.raises(EngineError):
         load(build)
-    assert load(tiny_folder.path).name.startswith("onnxruntime-genai ")
+    assert load(tiny_folder.path).name.startswith(OPENVINO)
 
 
 def test_loading_is_logged_with_its_time(caplog, tiny_folder, another_build):
@@ -66,4 +84,114 @@ def test_loading_is_logged_with_its_time(caplog, tiny_folder, another_build):
         load(another_build)
         load(another_build)
     assert len(caplog.messages) == 1
-    assert caplog.messages[0].startswith("loaded onnxruntime-genai ")
+    assert caplog.messages[0].startswith(f"loaded {OPENVINO}")
+
+
+def test_a_choice_is_followed(tiny_folder):
+    assert load(tiny_folder.path, "onnxruntime-genai").name.startswith(ONNXRUNTIME)
+    assert load(tiny_folder.path, "openvino").name.startswith(OPENVINO)
+
+
+def test_the_environment_overrides_a_choice(monkeypatch, tiny_folder):
+    monkeypatch.setenv(ENGINE_VARIABLE, "onnxruntime-genai")
+    assert load(tiny_folder.path, "openvino").name.startswith(ONNXRUNTIME)
+
+
+def test_the_environment_of_a_machine_may_be_wrong(monkeypatch, tiny_folder):
+    monkeypatch.setenv(ENGINE_VARIABLE, "vllm")
+    with pytest.raises(InvalidParameterError, match="PHI3_BATCH_ENGINE"):
+        load(tiny_folder.path)
+
+
+def test_what_is_loaded_can_be_asked(tiny_folder):
+    assert cache.loaded_engine() is None
+    engine = load(tiny_folder.path)
+    assert cache.loaded_engine() == engine.name
+
+
+def another_processor(monkeypatch):
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    return "OpenVINO was tried on x86-64 alone, and this is aarch64"
+
+
+def missing_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "phi3_batch.engines.openvino", None)
+    return "OpenVINO cannot be imported"
+
+
+def unknown_graph(monkeypatch):
+    def refuse(folder):
+        raise UnsupportedModelError("OpenVINO cannot run this model: it is another")
+
+    monkeypatch.setattr(openvino_cache, "convert", refuse)
+    return "OpenVINO cannot run this model: it is another"
+
+
+def nowhere_to_write(monkeypatch):
+    def refuse(model, folder, target):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(openvino_cache, "write_model", refuse)
+    return "OpenVINO's model cannot be written: No space left on device"
+
+
+PROBLEMS = [another_processor, missing_package, unknown_graph, nowhere_to_write]
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_auto_falls_back_with_one_line_and_right_answers(
+    monkeypatch, caplog, cache_root, tiny_folder, samples, requests_of_samples, problem
+):
+    reason = problem(monkeypatch)
+    engine = load(tiny_folder.path)
+    assert engine.name.startswith(ONNXRUNTIME)
+    (line,) = [line for line in caplog.messages if "onnxruntime-genai runs the model" in line]
+    assert line.startswith(f"onnxruntime-genai runs the model: {reason}")
+    answers = [completion.text for completion in engine.generate(requests_of_samples[:20])]
+    assert answers == [sample.answer for sample in samples[:20]]
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_openvino_or_nothing_is_an_error(monkeypatch, cache_root, tiny_folder, problem):
+    reason = problem(monkeypatch)
+    with pytest.raises(EngineError, match=f"^{reason}"):
+        load(tiny_folder.path, "openvino")
+
+
+def test_the_converted_model_is_kept_for_the_next_process(
+    monkeypatch, cache_root, tiny_folder, samples, requests_of_samples
+):
+    load(tiny_folder.path, "openvino")
+    monkeypatch.setattr(cache, "_loaded", None)
+    unknown_graph(monkeypatch)  # another conversion would fail
+    answers = load(tiny_folder.path, "openvino").generate(requests_of_samples[:20])
+    assert [answer.text for answer in answers] == [sample.answer for sample in samples[:20]]
+
+
+def test_a_damaged_converted_model_is_repaired_with_one_line(
+    monkeypatch, caplog, cache_root, tiny_folder, samples, requests_of_samples
+):
+    load(tiny_folder.path, "openvino")
+    monkeypatch.setattr(cache, "_loaded", None)
+    (weights,) = cache_root.glob(f"*/{MODEL_BIN}")
+    damaged = bytearray(weights.read_bytes())
+    damaged[1000:2000] = bytes(1000)
+    weights.write_bytes(damaged)
+    answers = load(tiny_folder.path, "openvino").generate(requests_of_samples[:20])
+    assert [answer.text for answer in answers] == [sample.answer for sample in samples[:20]]
+    assert [line for line in caplog.messages if "damaged" in line] == [
+        f"{weights.parent} is damaged, and is made again"
+    ]
+
+
+def test_a_disk_that_takes_nothing_leaves_the_model_in_memory(
+    monkeypatch, caplog, tmp_path, tiny_folder, samples, requests_of_samples
+):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(openvino_cache, "_roots", lambda: [tmp_path / "file" / "cache"])
+    before = set(Path("/dev/shm").iterdir())
+    answers = load(tiny_folder.path, "openvino").generate(requests_of_samples[:20])
+    assert [answer.text for answer in answers] == [sample.answer for sample in samples[:20]]
+    (line,) = [line for line in caplog.messages if "in memory" in line]
+    assert line.startswith("the converted model is kept in memory, not on disk: ")
+    assert {file.name for file in set(Path("/dev/shm").iterdir()) - before} == set()

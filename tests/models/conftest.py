@@ -4,6 +4,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
@@ -11,8 +12,7 @@ from mlflow import MlflowClient
 from mlflow.models.model import ModelInfo
 
 import phi3_batch
-from phi3_batch.engines import ModelFolder, cache, onnxruntime_genai
-from phi3_batch.engines.onnxruntime_genai import OnnxRuntimeGenAIEngine
+from phi3_batch.engines import Engine, ModelFolder, cache
 
 
 @pytest.fixture(scope="session")
@@ -77,11 +77,13 @@ def engines_loaded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The engines loaded from here on, none of them left over from before."""
     loaded: list[Path] = []
 
-    class WatchedEngine(OnnxRuntimeGenAIEngine):
-        def __init__(self, folder: ModelFolder) -> None:
-            super().__init__(folder)
-            loaded.append(folder.path)
+    create_engine = cache._create_engine
 
-    monkeypatch.setattr(onnxruntime_genai, "OnnxRuntimeGenAIEngine", WatchedEngine)
+    def watched(folder: ModelFolder, *rest: Any) -> Engine:
+        engine = create_engine(folder, *rest)
+        loaded.append(folder.path)
+        return engine
+
+    monkeypatch.setattr(cache, "_create_engine", watched)
     monkeypatch.setattr(cache, "_loaded", None)
     return loaded

@@ -11,6 +11,10 @@ import pytest
 import phi3_batch
 from phi3_batch.errors import InvalidModelError, InvalidParameterError
 
+REQUIRED = (
+    *("mlflow", "tokenizers", "pandas", "numpy"),
+    *("filelock", "onnxruntime", "onnxruntime-genai", "platformdirs"),
+)
 INPUTS = (
     "['messages': Array({content: string (required), name: string (optional),"
     " role: string (required)}) (required), 'temperature': double (optional),"
@@ -73,15 +77,15 @@ def test_the_metadata_name_the_task_and_the_package(logged):
 
 
 def test_the_requirements_are_pinned_and_have_no_torch(files):
-    assert (files / "requirements.txt").read_text(encoding="utf-8").split() == [
-        f"{name}=={version(name)}"
-        for name in ("mlflow", "tokenizers", "pandas", "numpy", "onnxruntime-genai", "onnxruntime")
-    ]
+    assert set((files / "requirements.txt").read_text(encoding="utf-8").splitlines()) == {
+        *(f"{name}=={version(name)}" for name in REQUIRED),
+        f'openvino-genai=={version("openvino-genai")}; platform_machine == "x86_64"',
+    }
 
 
 def test_the_artifacts_are_named_and_hold_every_file_of_the_build(files, logged, tiny_folder):
     artifacts = logged.flavors["python_function"]["artifacts"]
-    assert set(artifacts) == {"phi3-mini-onnx", "manifest"}
+    assert set(artifacts) == {"phi3-mini-onnx", "manifest", "engine"}
     build = files / artifacts["phi3-mini-onnx"]["path"]
     for name in tiny_folder.files:
         assert (build / name).read_bytes() == (tiny_folder.path / name).read_bytes()
@@ -118,6 +122,7 @@ def test_the_run_says_what_the_model_is(logged, client, tiny_folder):
         "context_length": "4096",
         "vocab_size": "1024",
         "size_mb": "2.5",
+        "engine": "auto",
         **{f"sha256 {name}": sha256 for name, sha256 in digests.items()},
         # MLflow adds the model_config
         "model": "phi3-chat",

@@ -8,8 +8,13 @@ import mlflow
 import pytest
 
 import phi3_batch
+from phi3_batch.engines import cache
 from phi3_batch.errors import InvalidModelError, InvalidParameterError
 
+REQUIRED = (
+    *("mlflow", "tokenizers", "pandas", "numpy"),
+    *("filelock", "onnxruntime", "onnxruntime-genai", "platformdirs"),
+)
 INPUTS = "['prompt': string (required)]"
 OUTPUTS = "[string (required)]"
 PARAMS = (
@@ -50,20 +55,21 @@ def test_the_run_says_what_the_model_is(logged, client, tiny_folder):
         "context_length": "4096",
         "vocab_size": "1024",
         "size_mb": "2.5",
+        "engine": "auto",
         **{f"sha256 {name}": sha256 for name, sha256 in digests.items()},
     }
 
 
 def test_the_requirements_are_pinned_and_have_no_torch(files):
-    assert (files / "requirements.txt").read_text(encoding="utf-8").split() == [
-        f"{name}=={version(name)}"
-        for name in ("mlflow", "tokenizers", "pandas", "numpy", "onnxruntime-genai", "onnxruntime")
-    ]
+    assert set((files / "requirements.txt").read_text(encoding="utf-8").splitlines()) == {
+        *(f"{name}=={version(name)}" for name in REQUIRED),
+        f'openvino-genai=={version("openvino-genai")}; platform_machine == "x86_64"',
+    }
 
 
 def test_the_artifact_is_named_and_holds_every_file_of_the_build(files, logged, tiny_folder):
     artifacts = logged.flavors["python_function"]["artifacts"]
-    assert set(artifacts) == {"phi3-mini-onnx", "manifest"}
+    assert set(artifacts) == {"phi3-mini-onnx", "manifest", "engine"}
     build = files / artifacts["phi3-mini-onnx"]["path"]
     for name in tiny_folder.files:
         assert (build / name).read_bytes() == (tiny_folder.path / name).read_bytes()
@@ -155,3 +161,18 @@ def test_a_bad_folder_leaves_no_run_behind(tmp_path, count_runs):
         phi3_batch.log_prompt_model(tmp_path)
     assert count_runs() == before
     assert mlflow.active_run() is None
+
+
+def test_the_engine_chosen_when_a_model_is_logged_travels_with_it(tiny_folder, monkeypatch):
+    info = phi3_batch.log_prompt_model(tiny_folder.path, engine="onnxruntime-genai")
+    assert mlflow.get_run(info.run_id).data.params["engine"] == "onnxruntime-genai"
+    monkeypatch.setattr(cache, "_loaded", None)
+    mlflow.pyfunc.load_model(info.model_uri).predict({"prompt": "x"})
+    assert cache.loaded_engine().startswith("onnxruntime-genai ")
+
+
+def test_an_engine_that_there_is_not_is_refused_before_anything_is_logged(tiny_folder):
+    runs = len(mlflow.search_runs(search_all_experiments=True))
+    with pytest.raises(InvalidParameterError, match="engine must be one of auto, openvino"):
+        phi3_batch.log_prompt_model(tiny_folder.path, engine="vllm")
+    assert len(mlflow.search_runs(search_all_experiments=True)) == runs

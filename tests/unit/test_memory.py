@@ -8,6 +8,7 @@ from phi3_batch.engines.memory import (
     Dimensions,
     cache_capacity,
     onnx_memory_bytes,
+    openvino_memory_bytes,
     transformers_memory_bytes,
 )
 from tests.conftest import TINY_CHECKPOINT, TINY_MODEL
@@ -85,8 +86,21 @@ def test_more_tokens_take_more_memory_until_the_context_is_full(model):
 def test_the_embedded_build_takes_what_python_takes():
     # measured: 0.24 GB at 100 tokens, 0.34 GB at 4,000
     folder = ModelFolder.open(TINY_MODEL)
-    assert folder.memory_bytes(100) == pytest.approx(0.3 * GB, rel=0.2)
-    assert folder.memory_bytes(4000) == pytest.approx(0.4 * GB, rel=0.2)
+    assert folder.memory_bytes(100, "onnxruntime-genai") == pytest.approx(0.3 * GB, rel=0.2)
+    assert folder.memory_bytes(4000, "onnxruntime-genai") == pytest.approx(0.4 * GB, rel=0.2)
+
+
+def test_openvino_has_its_weights_twice_and_a_cache_for_many_rows():
+    # measured on 32 rows of 200 tokens on average: 2.55 GB
+    foretold = openvino_memory_bytes(int(1.02 * GB), phi3_mini(8), LIMITS, 200)
+    assert foretold == pytest.approx(2.55 * GB, rel=0.2)
+    assert foretold == openvino_memory_bytes(0, phi3_mini(8), LIMITS, 200) + int(1.02 * GB * 1.7)
+
+
+def test_a_forecast_is_of_the_engine_that_is_chosen():
+    folder = ModelFolder.open(TINY_MODEL)
+    assert folder.memory_bytes(4096) == folder.memory_bytes(4096, "openvino")
+    assert folder.memory_bytes(4096) != folder.memory_bytes(4096, "onnxruntime-genai")
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])

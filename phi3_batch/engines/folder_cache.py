@@ -1,0 +1,110 @@
+"""Folders that are costly to make, kept on local disk for every process of the machine.
+
+A folder is made once, under a lock, and appears whole or not at all. Each time it is used it is
+compared with the digests that were taken when it was made: weights with a wrong byte in them
+would give wrong answers, and nothing else would say so.
+"""
+
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from phi3_batch.engines.files import Manifest
+from phi3_batch.errors import InvalidModelError
+
+_logger = logging.getLogger(__name__)
+
+_DIGESTS = "digests.json"
+_PART = ".part"  # of a folder's name while it is made
+_LOCK = ".lock"
+# longer than it takes to convert the largest Phi-3 on a slow disk
+_LOCK_TIMEOUT_S = 600
+
+
+class FolderCache:
+    """A folder of folders, of a limited size.
+
+    Args:
+        root: where they are; made when it is not there, for this user alone.
+        limit_bytes: what all of them may take together; those unused for longest go first.
+    """
+
+    def __init__(self, root: Path, limit_bytes: int) -> None:
+        self._root = root
+        self._limit_bytes = limit_bytes
+
+    def get(self, key: str, make: Callable[[Path], None], size_bytes: int) -> Path:
+        """The folder of a key, made if it is not there or damaged.
+
+        Args:
+            key: what the folder's content follows from, fit for a file name.
+            make: writes the content into the empty folder it is given.
+            size_bytes: about what that takes.
+
+        Raises:
+            OSError: the disk is full or read-only, or the place belongs to somebody else.
+        """
+        folder = self._root / key
+        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self._root.stat().st_uid != os.getuid():
+            raise PermissionError(f"{self._root} belongs to another user")
+        if _is_sound(folder):
+            return folder
+        try:
+            with FileLock(self._root / _LOCK, timeout=_LOCK_TIMEOUT_S):
+                if not _is_sound(folder):  # nobody else has made it meanwhile
+                    self._make(folder, make, size_bytes)
+        except (Timeout, NotImplementedError) as error:  # the latter of disks without locks
+            raise OSError(f"{self._root} cannot be locked") from error
+        return folder
+
+    def _make(self, folder: Path, make: Callable[[Path], None], size_bytes: int) -> None:
+        for left_over in self._root.glob(f"*{_PART}"):  # of a process that was killed
+            shutil.rmtree(left_over)
+        if folder.exists():
+            _logger.warning("%s is damaged, and is made again", folder)
+            shutil.rmtree(folder)
+        self._evict(size_bytes)
+        # the folder must not take the last of a disk that others write to
+        if shutil.disk_usage(self._root).free < 2 * size_bytes:
+            raise OSError(f"{self._root} has no room for {size_bytes / 1e9:.1f} GB")
+        part = folder.with_name(folder.name + _PART)
+        try:
+            part.mkdir()
+            make(part)
+            names = sorted(file.name for file in part.iterdir())
+            (part / _DIGESTS).write_text(Manifest.of(part, names).to_json(), encoding="utf-8")
+            part.rename(folder)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+    def _evict(self, needed_bytes: int) -> None:
+        """Remove what was not used for longest, until there is room below the limit."""
+        folders = [file.parent for file in self._root.glob(f"*/{_DIGESTS}")]
+        folders.sort(key=lambda folder: (folder / _DIGESTS).stat().st_mtime)
+        sizes = [sum(file.stat().st_size for file in folder.iterdir()) for folder in folders]
+        total = sum(sizes) + needed_bytes
+        for folder, size in zip(folders, sizes, strict=True):
+            if total <= self._limit_bytes:
+                break
+            shutil.rmtree(folder)  # a process that has mapped its files keeps them
+            total -= size
+
+
+def _is_sound(folder: Path) -> bool:
+    """Whether a folder is there and as it was made; one that is counts as used."""
+    digests = folder / _DIGESTS
+    try:
+        made = Manifest.from_json(digests.read_text(encoding="utf-8"))
+        made.check_sizes(folder)
+        if Manifest.of(folder, made.files) != made:
+            return False
+    except (OSError, ValueError, InvalidModelError):
+        return False
+    if os.access(digests, os.W_OK):
+        os.utime(digests)
+    return True

@@ -1,0 +1,77 @@
+"""The converted model of a folder, from the machine's cache, or made where there is no room."""
+
+import hashlib
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import platformdirs
+
+from phi3_batch.engines.files import Manifest
+from phi3_batch.engines.folder_cache import FolderCache
+from phi3_batch.engines.model_folder import ModelFolder
+from phi3_batch.engines.openvino import MODEL_BIN, write_model
+from phi3_batch.engines.openvino_graph import CONVERTER_VERSION, convert
+from phi3_batch.engines.openvino_runtime import openvino
+
+_logger = logging.getLogger(__name__)
+
+# four of Phi-3-mini's size
+_LIMIT_BYTES = 10 * 10**9
+
+
+@contextmanager
+def converted_model(folder: ModelFolder, manifest: Manifest) -> Iterator[Path]:
+    """A folder with the converted model, for the ``with`` block; what maps its files may go on.
+
+    Args:
+        folder: the model.
+        manifest: the digests of its files.
+
+    Raises:
+        UnsupportedModelError: the model's graph is one that cannot be converted.
+        OSError: not even a small file can be written anywhere.
+    """
+    what = f"{manifest.digest} {CONVERTER_VERSION} {openvino.__version__}"
+    key = hashlib.sha256(what.encode()).hexdigest()[:32]
+    make = partial(_make, folder)
+    for root in _roots():
+        try:
+            found = FolderCache(root, _LIMIT_BYTES).get(key, make, manifest.size_bytes)
+        except OSError as error:
+            problem = error
+        else:
+            yield found
+            return
+    _logger.warning("the converted model is kept in memory, not on disk: %s", problem)
+    with _folder_in_memory() as made:
+        make(made)
+        yield made
+
+
+def _make(folder: ModelFolder, target: Path) -> None:
+    write_model(convert(folder), folder, target)
+
+
+def _roots() -> list[Path]:
+    """Where converted models may be kept: Spark's workers often have no home to write to."""
+    temporary = Path(tempfile.gettempdir(), f"phi3_batch-openvino-{os.getuid()}")
+    return [platformdirs.user_cache_path("phi3_batch") / "openvino", temporary]
+
+
+@contextmanager
+def _folder_in_memory() -> Iterator[Path]:
+    """A folder whose weights go to memory: the runtime takes nothing but paths."""
+    shm = Path("/dev/shm")  # noqa: S108  # where even a read-only container can write a little
+    place = shm if os.access(shm, os.W_OK) else None
+    memory = os.memfd_create(MODEL_BIN)
+    try:
+        with tempfile.TemporaryDirectory(prefix="phi3_batch-", dir=place) as folder:
+            Path(folder, MODEL_BIN).symlink_to(f"/proc/self/fd/{memory}")
+            yield Path(folder)
+    finally:
+        os.close(memory)

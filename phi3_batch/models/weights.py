@@ -1,0 +1,60 @@
+"""What a logged model carries: its weights, their digests, and which engine is to run them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlflow.pyfunc.model import PythonModelContext
+
+from phi3_batch.engines import Checkpoint, Engine, Manifest, ModelFolder, choose, get_engine
+
+MODEL_ARTIFACT = "phi3-mini-onnx"
+CHECKPOINT_ARTIFACT = "checkpoint"
+MANIFEST_ARTIFACT = "manifest"
+ENGINE_ARTIFACT = "engine"
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedWeights:
+    """The weights of a logged model, checked and not read yet.
+
+    Attributes:
+        folder: where they are.
+        manifest: their digests, as taken when the model was logged.
+        engine_choice: what runs them, as said then; "auto" for a checkpoint, which has one engine.
+    """
+
+    folder: ModelFolder | Checkpoint
+    manifest: Manifest
+    engine_choice: str
+
+    @classmethod
+    def open(cls, folder: ModelFolder | Checkpoint, context: PythonModelContext) -> "LoggedWeights":
+        """Check a model's files against what was logged.
+
+        Raises:
+            InvalidModelError: a file is missing or damaged.
+            InvalidParameterError: the environment asks for an engine that there is not.
+        """
+        manifest = Manifest.from_json(_read(context, MANIFEST_ARTIFACT))
+        manifest.check_sizes(folder.path)
+        logged = _read(context, ENGINE_ARTIFACT) if ENGINE_ARTIFACT in context.artifacts else "auto"
+        choose(logged)  # now, so that a job hears of a wrong name before its first row
+        return cls(folder, manifest, logged)
+
+    def engine(self) -> Engine:
+        """The engine of this process, which reads the weights when it is first asked for.
+
+        Raises:
+            EngineError: no runtime can load the model.
+        """
+        return get_engine(self.folder, self.manifest, self.engine_choice)
+
+    def memory_bytes(self, tokens: int) -> int:
+        """About what a process takes that runs the model, for requests of so many tokens."""
+        if isinstance(self.folder, Checkpoint):
+            return self.folder.memory_bytes(tokens)
+        return self.folder.memory_bytes(tokens, choose(self.engine_choice))
+
+
+def _read(context: PythonModelContext, artifact: str) -> str:
+    return Path(context.artifacts[artifact]).read_text(encoding="utf-8")
