@@ -22,7 +22,7 @@ _Node: TypeAlias = Any
 _Output: TypeAlias = Any
 
 # Part of the key of converted models on disk: raise it when the result changes.
-CONVERTER_VERSION = 1
+CONVERTER_VERSION = 2
 
 # Inputs of com.microsoft.GroupQueryAttention, by their places
 # https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
@@ -244,19 +244,20 @@ def _rotate(states: _Output, cos: _Output, sin: _Output, head_size: int) -> _Out
     """Rotary embedding of queries or keys, of shape ``(batch, heads, tokens, head size)``.
 
     The first and second half of what is rotated are the two coordinates; what a head has beyond
-    that stays as it is.
+    that stays as it is. In these steps, for OpenVINO looks for them and makes one of them.
     """
     shape = cos.get_partial_shape()
     half = shape[len(shape) - 1].get_length()
-    parts = ops.variadic_split(
-        states, _scalar(-1), ops.constant(np.array([half, half, head_size - 2 * half], np.int64))
-    )
-    x, y, rest = parts.outputs()
+    lengths = [half, half, head_size - 2 * half]
+    if lengths[-1] == 0:
+        lengths.pop()
+    parts = ops.variadic_split(states, _scalar(-1), ops.constant(np.array(lengths, np.int64)))
+    x, y, *rest = parts.outputs()
     rotated = [
         ops.subtract(ops.multiply(x, cos), ops.multiply(y, sin)),
         ops.add(ops.multiply(y, cos), ops.multiply(x, sin)),
     ]
-    return ops.concat([*rotated, *([rest] if head_size > 2 * half else [])], -1).output(0)
+    return ops.concat([*rotated, *rest], -1).output(0)
 
 
 def _remember(

@@ -1,0 +1,577 @@
+"""Converted graphs compute what onnxruntime computes from the same file, or are refused."""
+
+import dataclasses
+import json
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import helper, numpy_helper
+
+from phi3_batch.engines import ModelFolder, cache, get_engine
+from phi3_batch.engines import openvino as engine_module
+from phi3_batch.engines.choice import ENGINE_VARIABLE
+from phi3_batch.engines.onnxruntime_genai import OnnxRuntimeGenAIEngine
+from phi3_batch.engines.openvino import OpenVINOEngine, write_model
+from phi3_batch.engines.openvino_graph import convert
+from phi3_batch.engines.openvino_runtime import ContinuousBatchingPipeline, openvino
+from phi3_batch.errors import UnsupportedModelError
+from phi3_batch.generation import GenerationParams, Request
+from tests.conftest import REPOSITORY, TINY_CHECKPOINT, TINY_MODEL
+
+OLD_LAYOUT = REPOSITORY / "tests" / "data" / "phi3-tiny-int4-0.3.0"
+ATTENTION = "GroupQueryAttention"
+
+SHAPE = {
+    "vocab_size": 1024,
+    "hidden_size": 192,
+    "intermediate_size": 320,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 6,
+    "max_position_embeddings": 512,
+    "original_max_position_embeddings": 512,
+    "sliding_window": None,
+    "initializer_range": 0.1,
+    "bos_token_id": 1,
+    "eos_token_id": 1000,
+    "pad_token_id": 1000,
+}
+# by name: what is different in the configuration, and the builder's options
+BUILDS = {
+    "grouped": ({"num_key_value_heads": 2}, ["block_size=32", "accuracy_level=4"]),
+    "half rotated": (
+        {"partial_rotary_factor": 0.5},
+        ["block_size=16", "accuracy_level=0", "is_symmetric=false"],
+    ),
+    "apart": (
+        {"num_key_value_heads": 3, "hidden_size": 384},
+        [
+            "block_size=128",
+            "accuracy_level=4",
+            "is_symmetric=false",
+            "disable_qkv_fusion=true",
+            "nodes_to_exclude=/lm_head/MatMul",
+        ],
+    ),
+    "one key": (
+        {"num_key_value_heads": 1, "num_attention_heads": 8, "hidden_size": 512},
+        ["block_size=256", "accuracy_level=0", "algo_config=rtn"],
+    ),
+}
+# only the last token's logits: to be seen by the engine alone
+PRUNED = {"pruned": ({}, ["block_size=32", "accuracy_level=4", "prune_lm_head=true"])}
+REFUSED = {
+    "LongRoPE": (
+        {
+            "original_max_position_embeddings": 256,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "type": "longrope",
+                "rope_theta": 10000.0,
+                "factor": 2.0,
+                "original_max_position_embeddings": 256,
+                "short_factor": [1 + place / 20 for place in range(16)],
+                "long_factor": [1 + place / 2 for place in range(16)],
+            },
+        },
+        ["block_size=32", "accuracy_level=4"],
+    ),
+    "tied": ({"tie_word_embeddings": True}, ["block_size=32", "accuracy_level=4"]),
+    "for CUDA": ({}, ["block_size=32", "accuracy_level=4"]),  # all else in float16
+}
+
+# All by one process: it takes seconds to import torch, and half of one to build.
+BUILDER = """
+import json, shutil, sys
+from pathlib import Path
+
+import onnxruntime_genai.models
+import torch
+from transformers import Phi3Config, Phi3ForCausalLM
+
+sys.path.insert(0, onnxruntime_genai.models.__path__[0])
+import builder
+
+root, tokenizer = Path(sys.argv[1]), Path(sys.argv[2])
+for name, (shape, options) in json.loads(sys.argv[3]).items():
+    kind = "cuda" if "CUDA" in name else "cpu"
+    torch.manual_seed(0)
+    checkpoint = root / "checkpoints" / name
+    Phi3ForCausalLM(Phi3Config(**shape)).save_pretrained(checkpoint)
+    for file in tokenizer.glob("tokenizer*.json"):
+        shutil.copyfile(file, checkpoint / file.name)
+    arguments = "", str(checkpoint), str(root / name), "int4", kind, str(root / "cache")
+    options = ["hf_token=false", "windowed_kv_cache=false", *options]
+    builder.create_model(*arguments, **builder.parse_extra_options(*arguments, options))
+    shutil.copyfile(tokenizer / "tokenizer.json", root / name / "tokenizer.json")
+"""
+
+
+@pytest.fixture(scope="session")
+def builds(tmp_path_factory) -> Path:
+    """Small models of random weights, each in a folder by its name."""
+    root = tmp_path_factory.mktemp("builds")
+    builds = BUILDS | PRUNED | REFUSED
+    wanted = {name: (SHAPE | shape, options) for name, (shape, options) in builds.items()}
+    arguments = [str(root), str(TINY_CHECKPOINT), json.dumps(wanted)]
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", BUILDER, *arguments],
+        env=os.environ | {"GIT_DIR": os.devnull, "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+    )
+    assert not done.returncode, done.stderr[-2000:]
+    return root
+
+
+@pytest.fixture
+def changed(tmp_path: Path) -> Callable[..., ModelFolder]:
+    """Makes copies of a model with another graph."""
+
+    def changed(source: Path, *edits: Callable[[onnx.ModelProto], None]) -> ModelFolder:
+        target = tmp_path / "changed"
+        shutil.copytree(source, target, dirs_exist_ok=True)
+        graph = onnx.load(target / "model.onnx", load_external_data=False)
+        for edit in edits:
+            edit(graph)
+        onnx.save(graph, target / "model.onnx")
+        return ModelFolder.open(target)
+
+    return changed
+
+
+@pytest.fixture
+def old_layout(tmp_path: Path) -> ModelFolder:
+    folder = shutil.copytree(OLD_LAYOUT, tmp_path / "old")
+    shutil.copyfile(TINY_CHECKPOINT / "tokenizer.json", folder / "tokenizer.json")
+    return ModelFolder.open(folder)
+
+
+def nodes(graph: onnx.ModelProto, operator: str) -> list[onnx.NodeProto]:
+    return [node for node in graph.graph.node if node.op_type == operator]
+
+
+def with_attribute(
+    operator: str, name: str, value: object, which: slice = slice(None)
+) -> Callable[[onnx.ModelProto], None]:
+    """An edit: sets an attribute of such nodes, or takes it away if the value is None."""
+
+    def edit(graph: onnx.ModelProto) -> None:
+        for node in nodes(graph, operator)[which]:
+            for attribute in [found for found in node.attribute if found.name == name]:
+                node.attribute.remove(attribute)
+            if value is not None:
+                node.attribute.append(helper.make_attribute(name, value))
+
+    return edit
+
+
+def with_input(place: int, value: np.ndarray) -> Callable[[onnx.ModelProto], None]:
+    """An edit: gives attention an optional input, always the same."""
+
+    def edit(graph: onnx.ModelProto) -> None:
+        graph.graph.initializer.append(numpy_helper.from_array(value, "given"))
+        for node in nodes(graph, ATTENTION):
+            node.input.extend([""] * (place + 1 - len(node.input)))
+            node.input[place] = "given"
+
+    return edit
+
+
+def renamed(old: str, new: str) -> Callable[[onnx.ModelProto], None]:
+    """An edit: gives an input or output of the model another name."""
+
+    def edit(graph: onnx.ModelProto) -> None:
+        for entry in [*graph.graph.input, *graph.graph.output]:
+            entry.name = new if entry.name == old else entry.name
+        for node in graph.graph.node:
+            for names in (node.input, node.output):
+                names[:] = [new if name == old else name for name in names]
+
+    return edit
+
+
+def of_kind(operator: str) -> Callable[[onnx.ModelProto], None]:
+    """An edit: puts another operator in the place of attention."""
+
+    def edit(graph: onnx.ModelProto) -> None:
+        for node in nodes(graph, ATTENTION):
+            node.op_type = operator
+
+    return edit
+
+
+def without_attention(graph: onnx.ModelProto) -> None:
+    """An edit, where keys and values are computed apart from queries: leaves queries alone."""
+    for node in nodes(graph, ATTENTION):
+        plain = helper.make_node("Identity", node.input[:1], node.output[:1], node.name)
+        node.CopyFrom(plain)
+    kept = [output for output in graph.graph.output if output.name == "logits"]
+    del graph.graph.output[:]
+    graph.graph.output.extend(kept)
+
+
+def with_one_more_input(graph: onnx.ModelProto) -> None:
+    """An edit: logits depend on what no engine gives."""
+    renamed("logits", "scores")(graph)
+    graph.graph.node.append(helper.make_node("Add", ["scores", "bonus"], ["logits"]))
+    graph.graph.input.append(helper.make_tensor_value_info("bonus", onnx.TensorProto.FLOAT, [1]))
+    for output in graph.graph.output:
+        output.name = "logits" if output.name == "scores" else output.name
+
+
+def numbers_in_config(folder: ModelFolder, **numbers: int) -> ModelFolder:
+    """Another context length or number of layers in the folder's genai_config.json."""
+    file = folder.path / "genai_config.json"
+    text = file.read_text(encoding="utf-8")
+    for name, number in numbers.items():
+        text = re.sub(rf'"{name}": \d+', f'"{name}": {number}', text)
+    file.write_text(text, encoding="utf-8")
+    return ModelFolder.open(folder.path)
+
+
+# Weights in four bits, and all that is computed in float32: by accuracy level 4 onnxruntime rounds
+# activations, by default OpenVINO does too, each in its own way.
+exactly = with_attribute("MatMulNBits", "accuracy_level", 1)
+EXACT = {
+    "INFERENCE_PRECISION_HINT": "f32",
+    "KV_CACHE_PRECISION": "f32",
+    "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
+}
+
+
+def logits_by_onnxruntime(folder: ModelFolder, ids: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(folder.path / "model.onnx")
+    sizes = folder.dimensions
+    past = np.zeros((len(ids), sizes.key_value_heads, 0, sizes.head_size), np.float32)
+    feeds = {entry.name: past for entry in session.get_inputs() if entry.name.startswith("past")}
+    feeds |= {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    return session.run(["logits"], feeds)[0]
+
+
+def logits_by_openvino(folder: ModelFolder, ids: np.ndarray, **properties: object) -> np.ndarray:
+    """In parts: a prompt, one token, several tokens to one that is there already."""
+    compiled = openvino.Core().compile_model(convert(folder), "CPU", properties)
+    request = compiled.create_infer_request()
+    rows, length = ids.shape
+    parts, start = [], 0
+    for end in (length // 2, length // 2 + 1, length // 2 + 2, length):
+        inputs = {
+            "input_ids": ids[:, start:end],
+            "attention_mask": np.ones((rows, end), np.int64),
+            "position_ids": np.tile(np.arange(start, end), (rows, 1)),
+            "beam_idx": np.arange(rows, dtype=np.int32),
+        }
+        parts.append(request.infer(inputs)["logits"].copy())
+        start = end
+    return np.concatenate(parts, axis=1)
+
+
+@pytest.fixture
+def new_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., OpenVINOEngine]:
+    """Makes engines, of which the runtime is given properties of a test's own."""
+
+    def new_engine(folder: ModelFolder, **properties: object) -> OpenVINOEngine:
+        def pipeline(path, scheduling, device, usual):
+            return ContinuousBatchingPipeline(path, scheduling, device, usual | properties)
+
+        monkeypatch.setattr(engine_module, "ContinuousBatchingPipeline", pipeline)
+        target = tmp_path / "converted"
+        target.mkdir()
+        write_model(convert(folder), folder, target)
+        return OpenVINOEngine(folder, target)
+
+    return new_engine
+
+
+def refusal(folder: ModelFolder) -> str:
+    """Why a model is not converted: one line."""
+    with pytest.raises(UnsupportedModelError) as raised:
+        convert(folder)
+    assert len(str(raised.value).splitlines()) == 1
+    return str(raised.value)
+
+
+def random_ids(rows: int, length: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(3, 1000, (rows, length))
+
+
+# --- what is computed ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_the_logits_are_those_of_onnxruntime(builds, changed, name):
+    folder = changed(builds / name, exactly)
+    ids = random_ids(2, 60)
+    expected = logits_by_onnxruntime(folder, ids)
+    assert expected.std() > 1  # of any use only if tokens and their places matter
+    np.testing.assert_allclose(logits_by_openvino(folder, ids, **EXACT), expected, atol=5e-4)
+
+
+def test_rows_of_one_call_may_be_shorter_and_change_places(changed):
+    """Converted models run without OpenVINO GenAI too, which has no such calls."""
+    folder = changed(TINY_MODEL, exactly)
+    compiled = openvino.Core().compile_model(convert(folder), "CPU", EXACT)
+    request = compiled.create_infer_request()
+    ids = random_ids(2, 20)
+    mask = np.ones_like(ids)
+    mask[1, 15:] = 0
+    positions = np.tile(np.arange(21), (2, 1))
+    inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions[:, :20]}
+    logits = request.infer(inputs | {"beam_idx": np.arange(2, dtype=np.int32)})["logits"].copy()
+    for row, end in ((0, 20), (1, 15)):
+        expected = logits_by_onnxruntime(folder, ids[row : row + 1, :end])
+        np.testing.assert_allclose(logits[row : row + 1, :end], expected, atol=5e-4)
+    inputs = {"input_ids": ids[:, :1], "attention_mask": np.ones((2, 21), np.int64)}
+    inputs |= {"position_ids": positions[:, 20:], "beam_idx": np.zeros(2, np.int32)}
+    next_logits = request.infer(inputs)["logits"]
+    for row in range(2):
+        whole = np.append(ids[0], ids[row, 0])[None]
+        expected_next = logits_by_onnxruntime(folder, whole)[0, -1]
+        np.testing.assert_allclose(next_logits[row, 0], expected_next, atol=5e-4)
+
+
+@pytest.mark.parametrize("name", BUILDS | PRUNED)
+def test_the_engine_generates_the_tokens_of_onnxruntime(builds, changed, new_engine, name):
+    folder = changed(builds / name, exactly)
+    prompts = [*map(tuple, random_ids(12, 40).tolist()), *map(tuple, random_ids(4, 5).tolist())]
+    requests = [Request(prompt, GenerationParams(max_tokens=30)) for prompt in prompts]
+    expected = OnnxRuntimeGenAIEngine(folder).generate(requests)
+    assert len({completion.token_ids[:3] for completion in expected}) > 8
+    assert new_engine(folder, **EXACT).generate(requests) == expected
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_rounding_as_it_is_by_default_moves_logits_a_little(builds, name):
+    folder = ModelFolder.open(builds / name)
+    ids = random_ids(2, 60)
+    expected = logits_by_onnxruntime(folder, ids)
+    difference = logits_by_openvino(folder, ids) - expected
+    assert difference.std() < 0.1 * expected.std()
+
+
+@pytest.mark.parametrize("path", [TINY_MODEL, OLD_LAYOUT], ids=["today", "old"])
+def test_the_runtime_makes_one_operator_of_each_rotary_embedding(path, tiny_folder):
+    model = convert(dataclasses.replace(tiny_folder, path=path))
+    compiled = openvino.Core().compile_model(model, "CPU")
+    kinds = [
+        node.get_rt_info()["layerType"].astype(str)
+        for node in compiled.get_runtime_model().get_ordered_ops()
+    ]
+    # of queries and keys, in each of four layers
+    assert kinds.count("RoPE") == 8
+    assert kinds.count("ScaledDotProductAttention") == 4
+
+
+def test_half_of_a_head_may_be_rotated(builds):
+    model = convert(ModelFolder.open(builds / "half rotated"))
+    [sizes] = {
+        tuple(node.input_value(2).get_node().get_data().tolist())
+        for node in model.get_ordered_ops()
+        if node.get_type_name() == "VariadicSplit"
+        and len(node.outputs()) == 3
+        and node.input_value(2).get_node().get_data().sum() == 32
+    }
+    assert sizes == (8, 8, 16)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("scale", None),
+        ("scale", 0.0),
+        ("scale", 0.3),
+        ("softcap", 0.0),
+        ("smooth_softmax", 0),
+        ("local_window_size", None),
+        ("local_window_size", 4096),
+    ],
+)
+def test_what_attention_may_say(changed, name, value):
+    folder = changed(TINY_MODEL, exactly, with_attribute(ATTENTION, name, value))
+    ids = random_ids(1, 40)
+    actual = logits_by_openvino(folder, ids, **EXACT)
+    np.testing.assert_allclose(actual, logits_by_onnxruntime(folder, ids), atol=5e-4)
+
+
+# --- the layout of the published files -----------------------------------------------------------
+
+
+def test_the_old_layout_gives_every_answer(old_layout, new_engine, requests_of_samples, samples):
+    completions = new_engine(old_layout).generate(requests_of_samples)
+    assert [completion.text for completion in completions] == [s.answer for s in samples]
+    assert OnnxRuntimeGenAIEngine(old_layout).generate(requests_of_samples) == completions
+
+
+def test_the_logits_of_the_old_layout_are_those_of_onnxruntime(old_layout, changed):
+    [version] = {
+        entry.version
+        for entry in onnx.load(old_layout.path / "model.onnx").opset_import
+        if not entry.domain
+    }
+    assert version == 14
+    folder = changed(old_layout.path, exactly)
+    ids = random_ids(2, 60)
+    actual = logits_by_openvino(folder, ids, **EXACT)
+    np.testing.assert_allclose(actual, logits_by_onnxruntime(folder, ids), atol=5e-4)
+
+
+# --- what is refused -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("causal", 0, "run this model: its attention has causal False"),
+        ("do_rotary", 0, "run this model: its attention has do_rotary False"),
+        ("rotary_interleaved", 1, "run this model: its attention has rotary_interleaved True"),
+        ("smooth_softmax", 1, "run this model: its attention has smooth_softmax True"),
+        ("k_quant_type", "PER_TENSOR", "run this model: its attention has k_quant_type PER_TENSOR"),
+        ("v_quant_type", "PER_TENSOR", "run this model: its attention has v_quant_type PER_TENSOR"),
+        ("kv_cache_bit_width", 8, "run this model: its attention has kv_cache_bit_width 8"),
+        (
+            "local_window_size",
+            2047,
+            "run this model: it attends to 2047 tokens at a time, of a context of 4096",
+        ),
+        ("softcap", 30.0, "read this model: GroupQueryAttention: softcap is not supported."),
+        ("qk_output", 1, "read this model: GroupQueryAttention: qk_output is not supported."),
+    ],
+)
+@pytest.mark.parametrize("which", [slice(None), slice(3, None)], ids=["all", "last"])
+def test_attention_of_another_kind_is_refused(changed, name, value, message, which):
+    folder = changed(TINY_MODEL, with_attribute(ATTENTION, name, value, which))
+    assert refusal(folder) == f"OpenVINO cannot {message}"
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (
+            with_input(9, np.zeros((1, 1), np.int64)),
+            "run this model: its attention is told the tokens' places",
+        ),
+        (
+            with_input(10, np.ones((1, 1, 1, 1), np.float32)),
+            "run this model: its attention has a bias or sinks",
+        ),
+        (
+            with_input(11, np.ones(6, np.float32)),
+            "run this model: its attention has a bias or sinks",
+        ),
+        (
+            with_input(14, np.ones(32, np.float32)),
+            "read this model: GroupQueryAttention: q_norm_weight/k_norm_weight (QK-Norm) inputs"
+            " are not supported.",
+        ),
+        (renamed("input_ids", "ids"), "run this model: its graph has no input input_ids"),
+        (
+            renamed("attention_mask", "mask"),
+            "run this model: its graph has no input attention_mask",
+        ),
+        (renamed("logits", "scores"), "run this model: its graph has no output logits"),
+        (
+            with_one_more_input,
+            "read this model: Model references undeclared parameters: opset1::Parameter bonus ()"
+            " -> (f32[1])",
+        ),
+        (
+            of_kind("NewAttention"),
+            "read this model: No conversion rule found for operations: com.microsoft.NewAttention",
+        ),
+    ],
+)
+def test_a_graph_of_another_kind_is_refused(changed, edit, message):
+    assert refusal(changed(TINY_MODEL, edit)) == f"OpenVINO cannot {message}"
+
+
+def test_a_cache_as_large_as_a_window_is_refused(changed):
+    window = with_attribute(ATTENTION, "local_window_size", 4096)
+    folder = changed(TINY_MODEL, window, with_attribute(ATTENTION, "sliding_window_cache", 1))
+    assert refusal(folder) == (
+        "OpenVINO cannot run this model: its attention has sliding_window_cache True"
+    )
+
+
+def test_a_graph_without_attention_is_refused(builds, changed):
+    assert refusal(changed(builds / "apart", without_attention)) == (
+        "OpenVINO cannot run this model: 0 of its 2 layers have the operator GroupQueryAttention"
+    )
+
+
+def test_a_context_longer_than_the_graph_has_places_for_is_refused(build):
+    folder = numbers_in_config(ModelFolder.open(build), context_length=8192)
+    assert refusal(folder) == (
+        "OpenVINO cannot run this model: it has places for 4096 tokens, of a context of 8192"
+    )
+
+
+def test_fewer_layers_than_the_configuration_says_are_refused(build):
+    folder = numbers_in_config(ModelFolder.open(build), num_hidden_layers=5)
+    assert refusal(folder) == (
+        "OpenVINO cannot run this model: 4 of its 5 layers have the operator GroupQueryAttention"
+    )
+
+
+def test_a_graph_in_float16_is_refused(builds):
+    folder = ModelFolder.open(builds / "for CUDA")
+    assert refusal(folder) == (
+        "OpenVINO cannot run this model: it computes in f16, as builds for GPUs do"
+    )
+
+
+def test_an_unreadable_graph_is_refused(tiny_folder, build):
+    graph = (build / "model.onnx").read_bytes()
+    for rest in (graph[:20000], b"", b"no graph"):
+        (build / "model.onnx").write_bytes(rest)
+        folder = dataclasses.replace(tiny_folder, path=build)
+        assert refusal(folder).startswith("OpenVINO cannot read this model: ")
+
+
+def test_a_graph_whose_weights_are_cut_short_is_refused(tiny_folder, build):
+    data = build / "model.onnx.data"
+    data.write_bytes(data.read_bytes()[:1000])
+    folder = dataclasses.replace(tiny_folder, path=build)
+    assert refusal(folder).startswith("OpenVINO cannot read this model: ")
+
+
+# --- what runs instead ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "LongRoPE",
+            "run this model: its rotary embedding depends on how long a text is (LongRoPE)",
+        ),
+        ("tied", "read this model: GatherBlockQuantized: 'data' must be a constant"),
+    ],
+)
+def test_onnxruntime_runs_what_is_refused(builds, changed, name, message, monkeypatch, caplog):
+    monkeypatch.setattr(cache, "_loaded", None)
+    monkeypatch.delenv(ENGINE_VARIABLE, raising=False)
+    folder = changed(builds / name, exactly)
+    engine = get_engine(folder, folder.read_manifest())
+    assert engine.name.startswith("onnxruntime-genai ")
+    warnings = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert [record.getMessage() for record in warnings] == [
+        f"onnxruntime-genai runs the model: OpenVINO cannot {message}"
+    ]
+    # the likeliest token of each place, as the graph itself says
+    for prompt in random_ids(4, 40):
+        [completion] = engine.generate([Request(tuple(prompt.tolist()), GenerationParams(20))])
+        ids = np.array([[*prompt, *completion.token_ids]])
+        likeliest = logits_by_onnxruntime(folder, ids)[0].argmax(-1)
+        assert tuple(likeliest[39:-1].tolist()) == completion.token_ids
