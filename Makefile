@@ -1,7 +1,7 @@
 # make demo   the whole way on the embedded model: log, register, score, look
 # make test   lint, types, import rules, and every test
 # make faults 200 kills of real jobs, where `make test` has 20
-# make bench  the kept prefix, and pipeline against ONNX, on a random model of real layer shapes
+# make bench  every engine on a random model of real layer shapes; bench-short takes minutes
 #
 # Each starts from nothing but Python 3.11 and Java 17 or later; what they install is in .venv.
 
@@ -10,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test faults lint bench clean
+.PHONY: help demo test faults lint bench bench-short clean
 
 help:
 	@sed -n '1,4s/^# //p' Makefile
@@ -36,8 +36,15 @@ lint: $(VENV)/installed-test
 	$(BIN)/lint-imports
 
 bench: $(VENV)/installed-build
-	$(BIN)/python benchmarks/shared_prefix.py
+	$(BIN)/python benchmarks/engines.py
+	$(BIN)/python benchmarks/decode_step.py
+	$(BIN)/python benchmarks/agreement.py
+	$(BIN)/python benchmarks/spark_job.py
+	$(BIN)/python benchmarks/speed_plot.py
 	$(BIN)/python benchmarks/two_worlds.py
+
+bench-short: $(VENV)/installed-build
+	$(BIN)/python benchmarks/engines.py --short
 
 clean:
 	rm -rf $(VENV) demo

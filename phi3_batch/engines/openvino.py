@@ -59,6 +59,10 @@ def write_model(model: openvino.Model, folder: ModelFolder, target: Path) -> Non
 class OpenVINOEngine(Engine):
     """Runs the int4 build of a Phi-3 model with OpenVINO GenAI.
 
+    A sampled completion is the same bit by bit, whatever else is in the batch. A greedy one may
+    differ where two tokens are as good as equally likely, on processors that compute in bfloat16:
+    they multiply in another way while fewer than five requests are left.
+
     Args:
         folder: the model.
         model_path: the folder in which :func:`write_model` has put it.

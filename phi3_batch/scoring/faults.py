@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 from threading import Lock
 
-from py4j.protocol import Py4JNetworkError
+from py4j.protocol import Py4JError, Py4JJavaError
 
 from phi3_batch.errors import InputGoneError, RowErrorCode, ScoringError
 from phi3_batch.scoring import commits
@@ -71,7 +71,7 @@ def why(error: Exception) -> str:
         return "a Python worker died while the model ran (out of memory, perhaps)"
     if any(words in text for words in _GONE_FILE):
         return "files of the input's version are gone (a VACUUM of a table that was overwritten?)"
-    if isinstance(error, Py4JNetworkError | OSError):
+    if _jvm_is_gone(error):
         return "Spark's driver JVM is gone (killed, or out of memory: spark.driver.memory)"
     return first_line(error)
 
@@ -80,6 +80,12 @@ def failure(error: Exception) -> ScoringError:
     """What to raise for a job that failed and is not tried again."""
     gone = classify(error) is Fault.FATAL and any(words in str(error) for words in _GONE_FILE)
     return InputGoneError(why(error)) if gone else ScoringError(why(error))
+
+
+def _jvm_is_gone(error: Exception) -> bool:
+    # An error of the JVM's own has its exception, or its trace; without either nobody answers.
+    from_jvm = isinstance(error, Py4JJavaError) or "Trace:" in str(error)
+    return isinstance(error, Py4JError | OSError) and not from_jvm
 
 
 def _ours(text: str) -> str | None:

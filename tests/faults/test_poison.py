@@ -16,6 +16,10 @@ from tests.faults.harness import (
     read_table,
     write_rows,
 )
+from tests.faults.test_kills import KILLS
+
+# 5,000 where there is time for it, as in `make faults`
+ROWS = 5_000 if KILLS > 20 else 1_500
 
 
 def trials(requests: int) -> float:
@@ -23,11 +27,11 @@ def trials(requests: int) -> float:
     return 2 + 2 * math.log2(requests)
 
 
-def test_one_poisonous_prompt_among_5_000_is_the_only_one_without_an_answer(
+def test_one_poisonous_prompt_among_many_is_the_only_one_without_an_answer(
     noting_uri: str, workplace: Workplace, samples: list[Sample]
 ) -> None:
-    rows = distinct_rows(samples, 5_000)
-    poison = rows[3_333]["prompt"]
+    rows = distinct_rows(samples, ROWS)
+    poison = rows[ROWS * 2 // 3]["prompt"]
     source, output = write_rows(rows, workplace.folder / "rows.jsonl"), workplace.folder / "out"
     job = workplace.start(
         "--model", noting_uri, "--input", source, "--output", output, DIES_OF=poison
@@ -38,9 +42,9 @@ def test_one_poisonous_prompt_among_5_000_is_the_only_one_without_an_answer(
 
     answers = {row["prompt"]: answer_of(row["prompt"]) for row in rows if row["prompt"] != poison}
     found = compare(rows, output, answers)
-    assert (found.rows, found.lost, found.doubled, found.wrong) == (5_000, 0, 0, 0), found
+    assert (found.rows, found.lost, found.doubled, found.wrong) == (ROWS, 0, 0, 0), found
     table = read_table(output).set_index("prompt")
-    assert table["completion"].notna().sum() == 4_999
+    assert table["completion"].notna().sum() == ROWS - 1
     assert [error["code"] for error in table["error"] if error] == ["worker_crashed"]
     assert table.loc[poison, "error"]["code"] == "worker_crashed"
     assert 0 < retries <= allowed

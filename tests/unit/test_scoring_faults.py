@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from py4j.protocol import Py4JError, Py4JNetworkError
 
 from phi3_batch.errors import RowErrorCode, ScoringError
 from phi3_batch.scoring import faults
@@ -44,6 +45,24 @@ def test_a_failure_is_known_by_what_spark_says_of_it(text: str, fault: Fault, sa
     assert said in line
     assert "\n" not in line
     assert "secret" not in line
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Py4JNetworkError("Answer from Java side is empty"),
+        Py4JError("An error occurred while calling None.java.util.ArrayList"),
+        ConnectionRefusedError(111, "Connection refused"),
+    ],
+)
+def test_a_jvm_that_is_gone_is_said_to_be(error: Exception) -> None:
+    assert classify(error) is Fault.FATAL
+    assert why(error).startswith("Spark's driver JVM is gone (killed, or out of memory:")
+
+
+def test_a_jvm_that_answers_is_not_gone() -> None:
+    answer = "An error occurred while calling o1.x. Trace:\npy4j.Py4JException: no such method"
+    assert "is gone" not in why(Py4JError(answer))
 
 
 def test_what_a_culprits_row_says() -> None:

@@ -1,0 +1,231 @@
+"""The Spark job against the engine in it: what Spark, MLflow and Delta Lake cost.
+
+    python benchmarks/spark_job.py                  # 25 minutes on 2 cores
+    python benchmarks/spark_job.py --workloads WS   # without the ten minutes of rows
+
+The rows are a Delta table of messages and a max_tokens of their own. What is timed is the command
+`phi3-batch score` as users run it, in a process of its own, from Python's start to its end. The
+same rows are then given to the bare engine: all in one call, and in the calls that the job's chunks
+made of them. All of it is within one run of this script, so the figures can be divided.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+from contenders import CONTENDERS
+from random_phi3 import HERE, RANDOM_PHI3, random_phi3
+from rich.console import Console
+from rich.table import Table
+from workloads import WORKLOADS, Row, workload
+
+MODEL_NAME = "phi3-random"
+BARE = "our OpenVINO"  # what the logged model chooses by itself
+SHARE_OF_RATE = "job's rate, of the engine's"
+
+
+def prepare(store: Path, names: str) -> None:
+    """Log the model, and write the tables."""
+    from phi3_batch import log_chat_model
+    from phi3_batch.scoring.session import get_session
+
+    log_chat_model(RANDOM_PHI3, registered_model_name=MODEL_NAME)
+    spark = get_session()
+    schema = "id long, messages array<struct<role: string, content: string>>, max_tokens long"
+    for name in names:
+        rows = [
+            (index, _messages(row), row.max_tokens) for index, row in enumerate(workload(name).rows)
+        ]
+        table = spark.createDataFrame(rows, schema)
+        table.write.format("delta").save(str(store / f"{name}-in"))
+    spark.stop()
+
+
+def _messages(row: Row) -> list[tuple[str, str]]:
+    system = [("system", row.system)] if row.system else []
+    return [*system, ("user", row.question)]
+
+
+def job(store: Path, name: str, started: float) -> dict[str, Any]:
+    """Run the command, with clocks around its parts.
+
+    Args:
+        store: where the tables are.
+        name: of the workload.
+        started: when the process was, by ``time.time``.
+
+    Returns:
+        Seconds of each part, the tokens generated, and the rows of each chunk.
+    """
+    from phi3_batch import cli, tracking
+    from phi3_batch.scoring import batch, plan, session
+
+    seconds = {"Python and imports": time.time() - started}
+    sessions: list[Any] = []
+
+    def clocked(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*given: Any, **named: Any) -> Any:
+            before = time.perf_counter()
+            result = function(*given, **named)
+            seconds[part] = seconds.get(part, 0.0) + time.perf_counter() - before
+            if part == "session":
+                sessions.append(result)
+            return result
+
+        return run
+
+    session.get_session = clocked("session", session.get_session)  # type: ignore[assignment]
+    plan.plan_scoring = clocked("plan", plan.plan_scoring)  # type: ignore[assignment]
+    batch.run_scoring = clocked("scoring", batch.run_scoring)  # type: ignore[assignment]
+    record = clocked("report", tracking.ScoringRun.record)
+    tracking.ScoringRun.record = record  # type: ignore[method-assign]
+    output = store / f"{name}-out"
+    command = ["score", "--model", f"models:/{MODEL_NAME}/1", "--input", str(store / f"{name}-in")]
+    command += ["--output", str(output), "--column", "messages", "--keep", "id"]
+    with redirect_stdout(sys.stderr):
+        code = cli.main([*command, "--param", "max_tokens=col:max_tokens"])
+    if code:
+        raise SystemExit(code)
+    seconds["command"] = time.time() - started
+    spark = sessions[0]
+    seconds["tasks"] = _task_seconds(spark)
+    table = spark.read.format("delta").load(str(output)).orderBy("scored_at", "request_id")
+    rows = table.select("id", "scored_at", "completion_tokens", "error").collect()
+    failed = [row for row in rows if row["error"]]
+    if failed:
+        raise RuntimeError(f"{len(failed)} rows failed: {failed[0]['error']}")
+    chunks: dict[Any, list[int]] = {}
+    for row in rows:
+        chunks.setdefault(row["scored_at"], []).append(row["id"])
+    return {
+        "seconds": seconds,
+        "tokens": sum(row["completion_tokens"] for row in rows),
+        "chunks": list(chunks.values()),
+    }
+
+
+def _task_seconds(spark: Any) -> float:
+    """Seconds that tasks ran during the scoring, by Spark's own count; one runs at a time."""
+    store = spark.sparkContext._jsc.sc().statusStore()
+    no_quantiles, any_task = (getattr(store, f"stageList$default${n}")() for n in (4, 5))
+    stages = store.stageList(None, False, False, no_quantiles, any_task)
+    every = [stages.apply(index) for index in range(stages.size())]
+    # the group that the job puts its threads' work in
+    scoring = [stage for stage in every if stage.description().contains("scoring")]
+    return sum(stage.executorRunTime() for stage in scoring) / 1000
+
+
+def bare(name: str, chunks: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """The engine alone, one call for each chunk."""
+    started = time.perf_counter()
+    engine = CONTENDERS[BARE](RANDOM_PHI3)
+    load_seconds = time.perf_counter() - started
+    rows = workload(name)
+    engine.answer([rows.warm_up])
+    started = time.perf_counter()
+    tokens = sum(engine.answer([rows.rows[index] for index in chunk]) for chunk in chunks)
+    return {
+        "seconds": time.perf_counter() - started,
+        "load_seconds": load_seconds,
+        "tokens": tokens,
+    }
+
+
+def child(store: Path, *arguments: str, given: object = None) -> dict[str, Any]:
+    """Run a part of this script in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, __file__, "--store", str(store), *arguments],
+        check=True,
+        cwd=store,
+        env=os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{store}/mlflow.db"},
+        input=json.dumps([time.time(), given]),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    lines = done.stdout.splitlines()
+    return json.loads(lines[-1]) if lines else {}
+
+
+def compare(store: Path, name: str) -> dict[str, str]:
+    """One workload, as a column of the table."""
+    everything = [list(range(len(workload(name).rows)))]
+    one_call = child(store, "--bare", name, given=everything)
+    done = child(store, "--job", name)
+    in_chunks = child(store, "--bare", name, given=done["chunks"])
+    seconds, rate = done["seconds"], one_call["tokens"] / one_call["seconds"]
+    accounted = ("Python and imports", "session", "plan", "scoring", "report")
+    in_tasks = seconds["tasks"] - in_chunks["seconds"]
+
+    def of_rate(taken: float) -> str:
+        return f"{done['tokens'] / taken / rate:.3f}"
+
+    def at(taken: float) -> str:
+        return f"{taken:.1f} s"
+
+    return {
+        "rows, and chunks": f"{len(everything[0])}, {len(done['chunks'])}",
+        "bare engine, one call": f"{at(one_call['seconds'])}, {rate:.1f} tok/s",
+        "bare engine, a call for each chunk": at(in_chunks["seconds"]),
+        "whole command": at(seconds["command"]),
+        "  Python and imports": at(seconds["Python and imports"]),
+        "  Spark session": at(seconds["session"]),
+        "  plan: tables, model, requests": at(seconds["plan"]),
+        "  scoring": at(seconds["scoring"]),
+        "    the engine's work (as bare, by chunks)": at(in_chunks["seconds"]),
+        "    tasks beyond that: workers, model's loading, Arrow": at(in_tasks),
+        "    driver: queries, commits, rows counted": at(seconds["scoring"] - seconds["tasks"]),
+        "  report": at(seconds["report"]),
+        "  the rest": at(seconds["command"] - sum(seconds[part] for part in accounted)),
+        f"whole {SHARE_OF_RATE}": of_rate(seconds["command"]),
+        f"scoring {SHARE_OF_RATE}": of_rate(seconds["scoring"]),
+        "  with what chunks cost set aside": f"{in_chunks['seconds'] / seconds['scoring']:.3f}",
+    }
+
+
+def main() -> None:
+    """Prepare, measure, print one table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workloads", default="WST", help="some of them, as in WS")
+    for part in ("--store", "--prepare", "--job", "--bare"):
+        parser.add_argument(part, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.store:
+        _run_part(options)
+        return
+    random_phi3()
+    models = HERE / ".models"
+    console = Console(width=160)
+    with tempfile.TemporaryDirectory(dir=models) as scratch:
+        store = Path(scratch)
+        child(store, "--prepare", options.workloads)
+        columns = {name: compare(store, name) for name in options.workloads}
+    table = Table(title=f"phi3-batch score against {BARE}", title_justify="left")
+    table.add_column("", no_wrap=True)
+    for name in columns:
+        table.add_column(f"{name}: {WORKLOADS[name][0]}", justify="right")
+    for line in next(iter(columns.values())):
+        table.add_row(line, *(column[line] for column in columns.values()))
+    console.print(table)
+
+
+def _run_part(options: argparse.Namespace) -> None:
+    started, given = json.loads(sys.stdin.read())
+    store = Path(options.store)
+    if options.prepare:
+        prepare(store, options.prepare)
+    elif options.job:
+        print(json.dumps(job(store, options.job, started)))
+    else:
+        print(json.dumps(bare(options.bare, given)))
+
+
+if __name__ == "__main__":
+    main()
