@@ -5,16 +5,15 @@ from pathlib import Path
 from random_phi3 import HERE
 
 from phi3_batch.engines import ModelFolder
+from phi3_batch.engines.openvino import write_model
+from phi3_batch.engines.openvino_graph import CONVERTER_VERSION, convert
 
-CONVERTED = HERE / ".models" / "phi3-mini-8-layers-openvino"
+CONVERTED = HERE / ".models" / f"phi3-mini-8-layers-openvino-{CONVERTER_VERSION}"
 
 
 def openvino_model(folder: ModelFolder) -> Path:
     """The folder that openvino_genai loads, made at the first call."""
     if not CONVERTED.exists():
-        from phi3_batch.engines.openvino import write_model
-        from phi3_batch.engines.openvino_graph import convert
-
         part = CONVERTED.with_suffix(".part")
         part.mkdir(exist_ok=True)
         write_model(convert(folder), folder, part)
