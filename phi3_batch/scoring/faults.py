@@ -49,6 +49,8 @@ def classify(error: Exception) -> Fault:
         return Fault.CONFLICT
     if _ours(text) or _miscounted(text) or any(words in text for words in _FULL_DISK):
         return Fault.FATAL
+    if _jvm_is_gone(error):
+        return Fault.FATAL
     if _raised(text):
         return Fault.RAISED
     if any(words in text for words in _CRASHES):
@@ -65,21 +67,22 @@ def why(error: Exception) -> str:
         return "the model returned another number of results than rows"
     if any(words in text for words in _FULL_DISK):
         return "the disk is full, of the output or of Spark's temporary files (spark.local.dir)"
+    if _jvm_is_gone(error):
+        return "Spark's driver JVM is gone (killed, or out of memory: spark.driver.memory)"
     if raised := _raised(text):
         return f"the model raised {raised} in a Spark task"
     if any(words in text for words in _CRASHES):
         return "a Python worker died while the model ran (out of memory, perhaps)"
     if any(words in text for words in _GONE_FILE):
         return "files of the input's version are gone (a VACUUM of a table that was overwritten?)"
-    if _jvm_is_gone(error):
-        return "Spark's driver JVM is gone (killed, or out of memory: spark.driver.memory)"
     return first_line(error)
 
 
 def failure(error: Exception) -> ScoringError:
     """What to raise for a job that failed and is not tried again."""
-    gone = classify(error) is Fault.FATAL and any(words in str(error) for words in _GONE_FILE)
-    return InputGoneError(why(error)) if gone else ScoringError(why(error))
+    gone_file = any(words in str(error) for words in _GONE_FILE) and not _jvm_is_gone(error)
+    is_input = gone_file and classify(error) is Fault.FATAL
+    return InputGoneError(why(error)) if is_input else ScoringError(why(error))
 
 
 def _jvm_is_gone(error: Exception) -> bool:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from py4j.protocol import Py4JError, Py4JNetworkError
 
-from phi3_batch.errors import RowErrorCode, ScoringError
+from phi3_batch.errors import InputGoneError, RowErrorCode, ScoringError
 from phi3_batch.scoring import faults
 from phi3_batch.scoring.faults import CrashLimit, Fault, classify, find_culprit, why
 
@@ -52,12 +52,15 @@ def test_a_failure_is_known_by_what_spark_says_of_it(text: str, fault: Fault, sa
     [
         Py4JNetworkError("Answer from Java side is empty"),
         Py4JError("An error occurred while calling None.java.util.ArrayList"),
+        Py4JError("java.util.ArrayList does not exist in the JVM"),
         ConnectionRefusedError(111, "Connection refused"),
+        ConnectionResetError(104, "Connection reset by peer"),
     ],
 )
 def test_a_jvm_that_is_gone_is_said_to_be(error: Exception) -> None:
     assert classify(error) is Fault.FATAL
     assert why(error).startswith("Spark's driver JVM is gone (killed, or out of memory:")
+    assert not isinstance(faults.failure(error), InputGoneError)
 
 
 def test_a_jvm_that_answers_is_not_gone() -> None:
