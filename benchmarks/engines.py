@@ -1,7 +1,7 @@
 """Every engine in turn on the same rows and processors, as one table of ratios for each workload.
 
-    python benchmarks/engines.py           # 40 minutes on 2 cores
-    python benchmarks/engines.py --short   # some minutes: W and S, and fewer rows for slow engines
+    python benchmarks/engines.py
+    python benchmarks/engines.py --short   # W and S, and fewer rows for slow engines
 
 Each engine has a process of its own for each measurement. The fast ones are measured three times,
 the slow ones once in between, on some of the rows where their rate does not depend on how many

@@ -1,6 +1,6 @@
 """The Spark job against the engine in it: what Spark, MLflow and Delta Lake cost.
 
-    python benchmarks/spark_job.py                  # 25 minutes on 2 cores
+    python benchmarks/spark_job.py
     python benchmarks/spark_job.py --workloads WS   # without the ten minutes of rows
 
 The rows are a Delta table of messages and a max_tokens of their own. What is timed is the command

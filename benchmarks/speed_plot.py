@@ -1,6 +1,6 @@
 """Tokens a second against rows at a time and against the prompts' length, as a plot.
 
-    python benchmarks/speed_plot.py    # writes docs/images/speed.svg, ten minutes on 2 cores
+    python benchmarks/speed_plot.py    # writes docs/images/speed.svg
 
 Output tokens are counted, and the reading of the prompts is in their time. The engines that answer
 one row after another are measured on a few rows, for their rate does not depend on how many.

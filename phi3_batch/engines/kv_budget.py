@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from phi3_batch.engines.files import total_bytes
+from phi3_batch.engines.memory import FEWEST_CACHE_TOKENS, MOST_CACHE_TOKENS
 from phi3_batch.engines.model_folder import ModelFolder
 
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -14,14 +15,10 @@ _MEMINFO = Path("/proc/meminfo")
 # Tokens of a block of the runtime's cache on CPUs
 BLOCK_TOKENS = 32
 
-# A cache of any model has room for the context of Phi-3-mini, and none for more than this: from
-# 32 rows on a step takes as long for more, and a prefix cache fills whatever room there is.
-_FEWEST_TOKENS = 4096
-_MOST_TOKENS = 64 * 1024
-
 # The rest is for what comes and goes: rows of a chunk, results, other processes of the machine.
 _SHARE = 0.5
-# Weights are in memory as the file has them and as they are multiplied.
+# Weights are in memory as the file has them and as they are multiplied; more than is foretold of
+# them in memory.py, for what is left over here does no harm.
 _WEIGHTS = 2
 # what a step works with
 _WORK_BYTES = 500_000_000
@@ -59,11 +56,10 @@ def cache_blocks(folder: ModelFolder, value_bytes: int, memory_bytes: int | None
     if memory_bytes is None:
         weights = _WEIGHTS * total_bytes(folder.path, folder.files)
         memory_bytes = int(_SHARE * (available_bytes() - weights - _WORK_BYTES))
-    sizes = folder.dimensions
-    token_bytes = sizes.layers * sizes.key_value_heads * sizes.head_size * 2 * value_bytes
+    token_bytes = folder.dimensions.cache_values_per_token * value_bytes
     affordable = memory_bytes // (BLOCK_TOKENS * token_bytes)
-    fewest = blocks_for(min(folder.context_length, _FEWEST_TOKENS))
-    most = blocks_for(max(folder.context_length, _MOST_TOKENS))
+    fewest = blocks_for(min(folder.context_length, FEWEST_CACHE_TOKENS))
+    most = blocks_for(max(folder.context_length, MOST_CACHE_TOKENS))
     return max(fewest, min(affordable, most))
 
 

@@ -22,10 +22,13 @@ _FLOAT32_BYTES = 4
 _BFLOAT16_BYTES = 2
 
 # OpenVINO's weights are in memory as the file has them and as they are multiplied. Its cache takes
-# what memory there is; this many rows at a time are where more of them gain little.
+# what memory there is, within bounds: room for the context of Phi-3-mini, and none for more than
+# the other. From 32 rows on a step takes as long for more, and a prefix cache fills whatever room
+# there is.
 _OPENVINO_WEIGHTS = 1.7
 _OPENVINO_ROWS = 32
-_OPENVINO_FEWEST_TOKENS = 4096
+FEWEST_CACHE_TOKENS = 4096
+MOST_CACHE_TOKENS = 64 * 1024
 
 # Python with pandas, pyarrow, MLflow and the runtime
 _ONNX_PROCESS_BYTES = 300_000_000
@@ -74,7 +77,9 @@ def openvino_memory_bytes(
         limits: of the model.
         tokens: of prompt and answer of the longest request; none has more than the context.
     """
-    cached = max(_OPENVINO_ROWS * min(tokens, limits.context_length), _OPENVINO_FEWEST_TOKENS)
+    most = max(limits.context_length, MOST_CACHE_TOKENS)
+    wanted = _OPENVINO_ROWS * min(tokens, limits.context_length)
+    cached = min(max(wanted, FEWEST_CACHE_TOKENS), most)
     cache = cached * dimensions.cache_values_per_token * _BFLOAT16_BYTES
     return _ONNX_PROCESS_BYTES + int(_OPENVINO_WEIGHTS * files_bytes) + cache
 

@@ -53,7 +53,7 @@ def write_model(model: openvino.Model, folder: ModelFolder, target: Path) -> Non
     try:
         openvino.save_model(model, target / MODEL_XML, compress_to_fp16=False)
     except RuntimeError as error:
-        raise OSError(f"{folder.path} cannot be written to {target}: {error}") from error
+        raise OSError(f"{folder.path} cannot be written to {target}: {reason(error)}") from error
 
 
 class OpenVINOEngine(Engine):

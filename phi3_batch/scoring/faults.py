@@ -39,6 +39,7 @@ _CRASHES = (
     "Checkpoint block",  # of a scored chunk, on an executor that is gone
 )
 _FULL_DISK = ("No space left on device", "Disk quota exceeded")
+_INPUT_GONE = "files of the input's version are gone (a VACUUM of a table that was overwritten?)"
 _GONE_FILE = ("FAILED_READ_FILE", "FileNotFoundException", "DELTA_FILE_NOT_FOUND", "does not exist")
 
 
@@ -49,7 +50,7 @@ def classify(error: Exception) -> Fault:
         return Fault.CONFLICT
     if _ours(text) or _miscounted(text) or any(words in text for words in _FULL_DISK):
         return Fault.FATAL
-    if _jvm_is_gone(error):
+    if _jvm_is_gone(error):  # which no retry brings back, though a broken connection looks so
         return Fault.FATAL
     if _raised(text):
         return Fault.RAISED
@@ -74,15 +75,14 @@ def why(error: Exception) -> str:
     if any(words in text for words in _CRASHES):
         return "a Python worker died while the model ran (out of memory, perhaps)"
     if any(words in text for words in _GONE_FILE):
-        return "files of the input's version are gone (a VACUUM of a table that was overwritten?)"
+        return _INPUT_GONE
     return first_line(error)
 
 
 def failure(error: Exception) -> ScoringError:
     """What to raise for a job that failed and is not tried again."""
-    gone_file = any(words in str(error) for words in _GONE_FILE) and not _jvm_is_gone(error)
-    is_input = gone_file and classify(error) is Fault.FATAL
-    return InputGoneError(why(error)) if is_input else ScoringError(why(error))
+    said = why(error)
+    return InputGoneError(said) if said == _INPUT_GONE else ScoringError(said)
 
 
 def _jvm_is_gone(error: Exception) -> bool:

@@ -138,6 +138,7 @@ def test_a_job_is_the_same_in_its_table_its_run_and_its_summary(
     assert params["model_version"] == "models:/phi3-tiny/1"
     assert params["input"] == source
     assert (params["input_version"], run.data.tags["output_version"]) == ("0", "0")
+    assert run.data.tags["phi3_batch.engine"].startswith("openvino-genai ")
     assert params["fingerprint"] == row["fingerprint"]
     assert params["params.max_tokens"] == "50"
     assert (metrics["rows"], metrics["rows_with_errors"]) == (3, 2)

@@ -5,6 +5,7 @@ import pytest
 
 from phi3_batch.engines import Checkpoint, Limits, ModelFolder
 from phi3_batch.engines.memory import (
+    MOST_CACHE_TOKENS,
     Dimensions,
     cache_capacity,
     onnx_memory_bytes,
@@ -95,6 +96,14 @@ def test_openvino_has_its_weights_twice_and_a_cache_for_many_rows():
     foretold = openvino_memory_bytes(int(1.02 * GB), phi3_mini(8), LIMITS, 200)
     assert foretold == pytest.approx(2.55 * GB, rel=0.2)
     assert foretold == openvino_memory_bytes(0, phi3_mini(8), LIMITS, 200) + int(1.02 * GB * 1.7)
+
+
+def test_openvino_has_no_larger_cache_than_it_takes():
+    def cached(tokens):
+        return openvino_memory_bytes(0, phi3_mini(8), LIMITS, tokens)
+
+    most = MOST_CACHE_TOKENS * phi3_mini(8).cache_values_per_token * 2
+    assert cached(2000) < cached(4096) == 300_000_000 + most
 
 
 def test_a_forecast_is_of_the_engine_that_is_chosen():

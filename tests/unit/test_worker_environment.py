@@ -1,0 +1,41 @@
+"""What a job puts into the environment of its Python workers."""
+
+import mlflow
+import pytest
+
+from phi3_batch.scoring.model import ModelKind, ScoringModel
+from phi3_batch.scoring.udf import model_udf
+
+MODEL = ScoringModel(
+    uri="models:/phi3/1",
+    resolved_uri="models:/phi3/1",
+    served_uri="models:/phi3/1",
+    kind=ModelKind.TEXT,
+    params={},
+    defaults={},
+    model_id=None,
+    python_model=None,
+)
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """Gives the environment of the UDF that MLflow is asked for."""
+    asked = {}
+    monkeypatch.setattr(mlflow.pyfunc, "spark_udf", lambda *_, **options: asked.update(options))
+
+    def environment():
+        model_udf(None, MODEL)
+        return asked["extra_env"]
+
+    return environment
+
+
+def test_the_drivers_choice_of_engine_reaches_its_workers(environment, monkeypatch):
+    monkeypatch.setenv("PHI3_BATCH_ENGINE", "onnxruntime-genai")
+    assert environment()["PHI3_BATCH_ENGINE"] == "onnxruntime-genai"
+
+
+def test_without_one_the_executors_own_environment_holds(environment, monkeypatch):
+    monkeypatch.delenv("PHI3_BATCH_ENGINE", raising=False)
+    assert "PHI3_BATCH_ENGINE" not in environment()
