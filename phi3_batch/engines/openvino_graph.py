@@ -14,6 +14,7 @@ import numpy as np
 
 from phi3_batch.engines.model_folder import ModelFolder
 from phi3_batch.engines.openvino_runtime import openvino
+from phi3_batch.engines.openvino_weights import read_quantized_embedding, sign_weights
 from phi3_batch.errors import UnsupportedModelError
 
 ops = openvino.opset13
@@ -22,7 +23,7 @@ _Node: TypeAlias = Any
 _Output: TypeAlias = Any
 
 # Part of the key of converted models on disk: raise it when the result changes.
-CONVERTER_VERSION = 2
+CONVERTER_VERSION = 3
 
 # Inputs of com.microsoft.GroupQueryAttention, by their places
 # https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
@@ -68,10 +69,12 @@ def convert(folder: ModelFolder) -> openvino.Model:
 
 def _convert(folder: ModelFolder) -> openvino.Model:
     graph = next((name for name in folder.files if name.endswith(".onnx")), "")
-    model = openvino.Core().read_model(folder.path / graph)
+    core = openvino.Core()
+    core.add_extension(read_quantized_embedding)
+    model = core.read_model(folder.path / graph)
     layers = _find_attention(model, folder)
     inputs = _Inputs.of(model)
-    mask = _mask(inputs)
+    masks = {window: _mask(inputs, window) for window in {layer.window for layer in layers}}
     sinks = []
     for number, layer in enumerate(layers):
         cos, sin = (
@@ -84,7 +87,8 @@ def _convert(folder: ModelFolder) -> openvino.Model:
         key, key_sink = _remember(key, f"{number}.key", layer, inputs)
         value, value_sink = _remember(value, f"{number}.value", layer, inputs)
         sinks += [key_sink, value_sink]
-        layer.node.output(0).replace(_attend(layer, query, key, value, mask))
+        layer.node.output(0).replace(_attend(layer, query, key, value, masks[layer.window]))
+    sign_weights(model)
     # which fails if anything but these inputs is left that the logits depend on
     return openvino.Model([_find_logits(model)], sinks, inputs.parameters, folder.model_type)
 
@@ -106,6 +110,7 @@ class _Attention:
     key_value_heads: int
     head_size: int
     scale: float
+    window: int | None
 
 
 def _find_attention(model: openvino.Model, folder: ModelFolder) -> list[_Attention]:
@@ -126,12 +131,6 @@ def _describe(node: _Node, context_length: int) -> _Attention:
             raise UnsupportedModelError(
                 f"OpenVINO cannot run this model: its attention has {name} {attributes[name]}"
             )
-    window = attributes["local_window_size"]
-    if 0 < window < context_length:
-        raise UnsupportedModelError(
-            f"OpenVINO cannot run this model: it attends to {window} tokens at a time, of a"
-            f" context of {context_length}"
-        )
     for place in (_COS_CACHE, _SIN_CACHE):
         if node.input_value(place).get_node().get_type_name() != "Constant":
             raise UnsupportedModelError(
@@ -161,12 +160,14 @@ def _describe(node: _Node, context_length: int) -> _Attention:
         )
     shape = query.get_partial_shape()
     heads, head_size = attributes["num_heads"], shape[len(shape) - 1].get_length()
+    window = attributes["local_window_size"]
     return _Attention(
         node=node,
         heads=heads,
         key_value_heads=attributes["kv_num_heads"],
         head_size=head_size,
         scale=attributes["scale"] or head_size**-0.5,
+        window=window if 0 < window < context_length else None,
     )
 
 
@@ -221,18 +222,33 @@ def _parameter(name: str, shape: list[int], element_type: str) -> _Node:
     return node
 
 
-def _mask(inputs: _Inputs) -> _Output:
+def _mask(inputs: _Inputs, window: int | None) -> _Output:
     """What each token attends to: itself and those before it, padding left out.
+
+    With a window, so many of them at most, itself among them; in these steps, the last of which
+    change nothing, for by them OpenVINO GenAI finds the window when it does away with the mask
+    (gpt_oss_sliding_window_pattern in OpenVINO's state_management_pattern.cpp). Where it does not
+    find them, tokens attend to everything before them.
 
     Shape ``(batch, 1, tokens, tokens seen)``.
     """
     zero, one = _scalar(0), _scalar(1)
     seen = ops.range(zero, ops.squeeze(_size(inputs.attention_mask, 1), zero), one, "i64")
-    before = ops.less_equal(
-        ops.unsqueeze(seen, ops.constant([0, 1])), ops.unsqueeze(inputs.position_ids, _scalar(2))
-    )
-    no_padding = ops.unsqueeze(ops.convert(inputs.attention_mask, "boolean"), one)
-    return ops.unsqueeze(ops.logical_and(before, no_padding), one).output(0)
+    places = ops.unsqueeze(seen, ops.constant([0, 1, 2]))
+    own = ops.unsqueeze(inputs.position_ids, ops.constant([1, 3]))
+    before = ops.less_equal(places, own)
+    attended = ops.unsqueeze(inputs.attention_mask, ops.constant([1, 2]))
+    no_padding = ops.convert(attended, "boolean")
+    if window is None:
+        return ops.logical_and(before, no_padding).output(0)
+    near = ops.greater(places, ops.add(own, _scalar(-window)))
+    allowed = ops.bitwise_and(ops.bitwise_and(before, near), no_padding)
+    true, false = ops.constant(True), ops.constant(False)
+    allowed = ops.bitwise_and(ops.bitwise_and(true, allowed), true)
+    everywhere = ops.broadcast(allowed, ops.shape_of(allowed, output_type="i64"))
+    mask = ops.select(everywhere, true, false)
+    start, stop, step, axis = (ops.constant(np.array([n], np.int64)) for n in (0, 2**31, 1, 3))
+    return ops.slice(mask, start, stop, step, axis).output(0)
 
 
 def _at_positions(table: _Output, position_ids: _Node) -> _Output:

@@ -14,6 +14,7 @@ if _absent:
 try:
     import openvino
     import openvino_genai
+    from openvino.frontend.onnx import ConversionExtension
     from openvino_genai import ContinuousBatchingPipeline, GenerationConfig
     from openvino_genai.py_openvino_genai import GenerationHandle
 finally:
@@ -22,6 +23,7 @@ finally:
 
 __all__ = [
     "ContinuousBatchingPipeline",
+    "ConversionExtension",
     "GenerationConfig",
     "GenerationHandle",
     "openvino",
