@@ -15,7 +15,7 @@ import numpy as np
 from phi3_batch.engines.base import Engine
 from phi3_batch.engines.kv_budget import blocks_for, cache_blocks
 from phi3_batch.engines.model_folder import ModelFolder
-from phi3_batch.engines.openvino_batch import ROWS, Batch
+from phi3_batch.engines.openvino_batch import ROWS, STEP_TOKENS, Batch
 from phi3_batch.engines.openvino_row import (
     NAME,
     Companions,
@@ -31,9 +31,6 @@ from phi3_batch.generation import Completion, GenerationParams, Request
 
 MODEL_XML = "openvino_model.xml"
 MODEL_BIN = "openvino_model.bin"
-
-# Longer prompts are read in parts, or the work space of a step would take gigabytes.
-WHOLE_PROMPT = 8192
 
 
 def write_model(model: openvino.Model, folder: ModelFolder, target: Path) -> None:
@@ -59,9 +56,10 @@ def write_model(model: openvino.Model, folder: ModelFolder, target: Path) -> Non
 class OpenVINOEngine(Engine):
     """Runs the int4 build of a Phi-3 model with OpenVINO GenAI.
 
-    A sampled completion is the same bit by bit, whatever else is in the batch. A greedy one may
-    differ where two tokens are as good as equally likely, on processors that compute in bfloat16:
-    they multiply in another way while fewer than five requests are left.
+    A sampled completion is the same bit by bit, whatever else is in the batch, unless more than 128
+    tokens of its prompt are new: these are read in parts, as steps have room for them. A greedy one
+    and such a one may differ where two tokens are as good as equally likely, on processors that
+    compute in bfloat16: they multiply in another way while fewer than five requests are left.
 
     Args:
         folder: the model.
@@ -119,8 +117,7 @@ class OpenVINOEngine(Engine):
         scheduling.num_kv_blocks = self._blocks + 2 * Companions.ROWS * blocks_for(
             Companions.TOKENS
         )
-        # Prompts are read whole: what a token's logits are depends on where they are parted.
-        scheduling.max_num_batched_tokens = ROWS + min(self.limits.context_length, WHOLE_PROMPT)
+        scheduling.max_num_batched_tokens = STEP_TOKENS
         scheduling.max_num_seqs = ROWS
         scheduling.enable_prefix_caching = self._prefix_caching
         try:

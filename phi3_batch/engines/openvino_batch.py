@@ -1,19 +1,24 @@
 """The requests of one call on their way through OpenVINO GenAI, step by step."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from phi3_batch.engines.base import CompletionBuilder, Limits
 from phi3_batch.engines.kv_budget import BLOCK_TOKENS, blocks_for
 from phi3_batch.engines.openvino_row import FEWEST_TOKENS, Companions, Row, failed, reason
 from phi3_batch.engines.openvino_runtime import ContinuousBatchingPipeline
-from phi3_batch.engines.order import Queue
+from phi3_batch.engines.order import Queue, common_prefix_length
 from phi3_batch.engines.time_limit import seconds_for, time_limit
 from phi3_batch.generation import Completion, Request
 from phi3_batch.text import Tokenizer
 
-# Requests in the runtime at a time, and about how many tokens of new prompts a step reads.
-ROWS = 256
-PROMPT_TOKENS = 512
+# Tokens of a step at most, one of each row that generates, the others of prompts. Multiplications
+# with weights in four bits are fastest at whole multiples of 128, seen with AMX: a step of 257
+# tokens takes 1.4 times as long as one of 256, and one of 512 takes 2.4 times. So prompts are
+# parted where a step is full. Logits differ a little then where a part is one token alone, or
+# where less than five rows of the step generate (Companions).
+STEP_TOKENS = 256
+# Requests in the runtime at a time: more would leave no room for prompts, and gain little.
+ROWS = 128
 
 
 class Batch:
@@ -53,6 +58,7 @@ class Batch:
         self._tokenizer = tokenizer
         self._end_token_ids = end_token_ids
         self._blocks = self._free_blocks = blocks
+        self._prefix_caching = prefix_caching
         self._max_tokens = [limits.max_new_tokens(request) for request in requests]
         self._queue = Queue(requests, self._max_tokens, BLOCK_TOKENS if prefix_caching else None)
         self._rows: dict[int, Row] = {}
@@ -76,34 +82,61 @@ class Batch:
         self._companions.leave()
 
     def _admit(self) -> None:
-        prompt_tokens = 0
-        # for the reason that FEWEST_TOKENS has
-        just_read = {
-            row.request.prompt_ids for row in self._rows.values() if row.tokens < FEWEST_TOKENS
-        }
+        reading = [row for row in self._rows.values() if not row.tokens]
+        new = [row.request.prompt_ids for row in self._rows.values() if row.tokens < FEWEST_TOKENS]
+        # the runtime takes them in this order: tokens to generate, then prompts as they came
+        room = STEP_TOKENS - (len(self._rows) - len(reading)) - self._companions.count
+        for row in reading:
+            room -= row.take(room)
         while len(self._rows) < ROWS and (index := self._queue.peek()) is not None:
             request = self._requests[index]
             unread_tokens = self._queue.unread_tokens(index)
             # one that would need more than all of them may still end sooner
             needed = blocks_for(len(request.prompt_ids) + self._max_tokens[index])
             blocks = min(needed, self._blocks)
-            if self._rows and (blocks > self._free_blocks or request.prompt_ids in just_read):
-                break
-            if prompt_tokens and prompt_tokens + unread_tokens > PROMPT_TOKENS:
+            # a step has room for so much whatever rows there are
+            is_whole = not request.params.greedy and unread_tokens <= STEP_TOKENS - ROWS
+            rest = unread_tokens - room
+            is_full = blocks > self._free_blocks or room < 1 or rest == 1 or (is_whole and rest > 0)
+            if self._rows and (is_full or self._has_to_wait(index, new)):
                 break
             self._queue.pop()
             try:
-                self._rows[index] = self._start(request, self._max_tokens[index], blocks)
+                row = self._start(index, blocks)
             except Exception as error:  # the runtime refuses this request, and no other
                 self.completions[index] = failed(request, reason(error))
                 self._queue.release(index)
             else:
+                self._rows[index] = row
                 self._free_blocks -= blocks
-                prompt_tokens += unread_tokens
+                room -= row.take(room)
 
-    def _start(self, request: Request, max_tokens: int, blocks: int) -> Row:
-        builder = CompletionBuilder(request, self._tokenizer, self._end_token_ids, max_tokens)
-        return Row(self._pipeline, request, builder, max_tokens, blocks)
+    def _has_to_wait(self, index: int, new: Collection[tuple[int, ...]]) -> bool:
+        """Whether new prompts may be in the prefix cache as a beginning of this one, to no good.
+
+        The runtime enters a prompt's blocks before it has computed them, the last one as far as
+        it is filled; and FEWEST_TOKENS says what else is wrong with that.
+        """
+        prompt_ids = self._requests[index].prompt_ids
+        known_tokens = len(prompt_ids) - self._queue.unread_tokens(index)
+        shared = [(common_prefix_length(prompt_ids, other), len(other)) for other in new]
+        return self._prefix_caching and any(
+            tokens == length or tokens >= known_tokens + BLOCK_TOKENS for tokens, length in shared
+        )
+
+    def _start(self, index: int, blocks: int) -> Row:
+        request, max_tokens = self._requests[index], self._max_tokens[index]
+        return Row(
+            self._pipeline,
+            request,
+            CompletionBuilder(request, self._tokenizer, self._end_token_ids, max_tokens),
+            max_tokens,
+            blocks,
+            unread_tokens=self._queue.unread_tokens(index),
+            reads_twice=self._prefix_caching
+            and not request.params.greedy
+            and len(request.prompt_ids) % BLOCK_TOKENS in (0, 1),
+        )
 
     def _collect(self) -> None:
         for index, row in list(self._rows.items()):

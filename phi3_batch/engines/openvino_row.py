@@ -45,6 +45,10 @@ class Row:
         builder: makes the completion of its tokens.
         max_tokens: the most tokens to generate.
         blocks: of the KV cache that are kept for it.
+        unread_tokens: of the prompt, those that are in no other one which has been read.
+        reads_twice: whether the prompt is read for the cache first. Its last token is read alone
+            then, as it is when others have left all before it in the cache, for that is computed
+            in another way.
 
     Attributes:
         request: what is answered.
@@ -64,10 +68,17 @@ class Row:
         builder: CompletionBuilder,
         max_tokens: int,
         blocks: int,
+        *,
+        unread_tokens: int,
+        reads_twice: bool,
     ) -> None:
-        config = generation_config(request.params, max_tokens)
-        self._handle = add_request(pipeline, request.prompt_ids, config)
+        self._pipeline = pipeline
+        self._max_tokens = max_tokens
         self.request = request
+        self._unread_tokens = unread_tokens
+        self._is_first_reading = reads_twice
+        params = GenerationParams() if reads_twice else request.params
+        self._handle = self._ask(params, 1 if reads_twice else max_tokens)
         self._builder = builder
         self.blocks = blocks
         self.tokens = 0
@@ -75,10 +86,29 @@ class Row:
         self.is_running = True
         self.is_gone = False
 
+    def _ask(self, params: GenerationParams, max_tokens: int) -> GenerationHandle:
+        config = generation_config(params, max_tokens)
+        return add_request(self._pipeline, self.request.prompt_ids, config)
+
+    def take(self, room: int) -> int:
+        """Have so many tokens of the prompt read in the next step, or as many as there are."""
+        taken = min(room, self._unread_tokens)
+        self._unread_tokens -= taken
+        return taken
+
     def read(self) -> None:
-        """Take what the last step has made of it."""
+        """Take what the last step has made of it.
+
+        Raises:
+            RuntimeError: the runtime refuses the request.
+        """
         if not self.is_running:
             self.is_gone = True  # it was called off before the step
+            return
+        if self._is_first_reading:
+            if self._handle.get_status() != _RUNNING:
+                self._is_first_reading = False
+                self._handle = self._ask(self.request.params, self._max_tokens)
             return
         try:
             self._take_tokens()
@@ -118,6 +148,11 @@ class Companions:
         self._pipeline = pipeline
         self._config = generation_config(GenerationParams(), self.TOKENS - 1)
         self._handles: list[GenerationHandle] = []
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self._handles)
 
     def join(self, rows: Collection[Row]) -> None:
         """Be as many in the next step as it needs."""

@@ -51,7 +51,7 @@ def hot(requests_of_samples):
 
 @pytest.fixture(scope="session")
 def hot_completions(tiny_folder, converted_model, hot):
-    return OpenVINOEngine(tiny_folder, converted_model, prefix_caching=False).generate(hot)
+    return OpenVINOEngine(tiny_folder, converted_model).generate(hot)
 
 
 def test_an_engine_says_which_runtime_it_is(openvino_engine):
@@ -105,6 +105,61 @@ def test_a_sampled_text_is_the_same_after_answers_of_one_token(new_openvino, hot
     engine.generate([Request(r.prompt_ids, GenerationParams(max_tokens=1)) for r in hot[::4]])
     engine.generate([Request(r.prompt_ids, GenerationParams(stop=("T", "t"))) for r in hot[::4]])
     assert engine.generate(hot) == hot_completions
+
+
+@pytest.mark.parametrize("length", [1, 2, 31, 32, 33, 34, 63, 64, 65, 97, 128, 129])
+def test_a_sampled_text_is_the_same_whether_its_prompt_is_in_the_cache(
+    new_openvino, nonsense, length
+):
+    prompt = nonsense(length)
+    requests = [Request(prompt, GenerationParams(30, 2.0, 0.9, seed=seed)) for seed in range(6)]
+    longer = [Request((*prompt, 55, 66, 77), GenerationParams(3))]
+    engine = new_openvino()
+    completions = engine.generate(requests)
+    assert len({completion.token_ids for completion in completions}) > 1
+    assert engine.generate(requests) == completions
+    assert new_openvino().generate(longer + requests[::-1])[1:] == completions[::-1]
+
+
+def test_sampled_texts_are_the_same_beside_greedy_ones_whose_prompts_are_parted(
+    new_openvino, nonsense
+):
+    sampled = [
+        Request((number, *nonsense(10 + 2 * number)), GenerationParams(30, 2.0, 0.9, seed=number))
+        for number in range(58)
+    ]
+    greedy = [Request((number, *nonsense(400)), GenerationParams(number)) for number in range(1, 9)]
+    completions = new_openvino().generate(sampled)
+    assert new_openvino().generate([*greedy, *sampled[::-1]])[8:] == completions[::-1]
+    assert new_openvino().generate(sampled[7:20]) == completions[7:20]
+
+
+def test_prompts_parted_where_steps_are_full_give_the_same_greedy_texts(
+    new_openvino, nonsense, reference
+):
+    # the parts of each depend on how many of those before it still generate
+    requests = [
+        Request((number, *nonsense(100 + 17 * number)), GenerationParams(5 + number % 30))
+        for number in range(40)
+    ]
+    completions = new_openvino().generate(requests)
+    assert completions == reference.generate(requests)
+    assert new_openvino().generate(requests[::-2]) == completions[::-2]
+
+
+def test_a_prompt_that_waits_for_no_other_does_not_find_what_is_half_computed(
+    new_openvino, nonsense
+):
+    # the runtime enters all blocks of a prompt before it has read the prompt
+    first = nonsense(20)
+    filling = [Request((7, *nonsense(50 + number)), GenerationParams(9)) for number in range(30)]
+    requests = [
+        *filling,
+        *[Request(first[:length], GenerationParams(9)) for length in range(3, 20)],
+        *filling,
+    ]
+    whole = new_openvino(prefix_caching=False)
+    assert new_openvino().generate(requests) == whole.generate(requests)
 
 
 def test_a_sampled_text_is_the_same_on_one_thread(new_openvino, hot, hot_completions):
