@@ -1,7 +1,7 @@
 """The Spark job against the engine in it: what Spark, MLflow and Delta Lake cost.
 
     python benchmarks/spark_job.py
-    python benchmarks/spark_job.py --workloads WS   # without the ten minutes of rows
+    python benchmarks/spark_job.py --workloads WS   # without the 960 rows of T
 
 The rows are a Delta table of messages and a max_tokens of their own. What is timed is the command
 `phi3-batch score` as users run it, in a process of its own, from Python's start to its end. The

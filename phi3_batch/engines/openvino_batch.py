@@ -87,7 +87,7 @@ class Batch:
         # the runtime takes them in this order: tokens to generate, then prompts as they came
         room = STEP_TOKENS - (len(self._rows) - len(reading)) - self._companions.count
         for row in reading:
-            room -= row.take(room)
+            room -= max(1, row.take(room))
         while len(self._rows) < ROWS and (index := self._queue.peek()) is not None:
             request = self._requests[index]
             unread_tokens = self._queue.unread_tokens(index)
@@ -139,10 +139,14 @@ class Batch:
         )
 
     def _collect(self) -> None:
+        is_alone = len(self._rows) == 1
         for index, row in list(self._rows.items()):
             row.read()
             if row.tokens or row.is_gone:
                 self._queue.release(index)
+            elif is_alone and self._queue.unread_tokens(index) == len(row.request.prompt_ids):
+                # nothing else was read, and it built on nothing: so much is certain
+                self._queue.release(index, row.read_tokens)
             if row.is_gone:
                 self.completions[index] = row.completion
                 self._free_blocks += row.blocks

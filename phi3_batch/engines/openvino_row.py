@@ -96,6 +96,11 @@ class Row:
         self._unread_tokens -= taken
         return taken
 
+    @property
+    def read_tokens(self) -> int:
+        """How many tokens of the prompt have been read at the end of the next step."""
+        return len(self.request.prompt_ids) - self._unread_tokens
+
     def read(self) -> None:
         """Take what the last step has made of it.
 

@@ -104,10 +104,19 @@ class Queue:
         """Take the next request."""
         return heapq.heappop(self._ready)[-1]
 
-    def release(self, index: int) -> None:
-        """Let those go on that wait for a request: its prompt has been read, or never will be."""
-        for follower in self._followers.pop(index, ()):
-            self._push(follower)
+    def release(self, index: int, read_tokens: int | None = None) -> None:
+        """Let those go on that wait for a request, or for so many tokens of its prompt.
+
+        Args:
+            index: of the request.
+            read_tokens: of its prompt; None when all have been read, or never will be.
+        """
+        waiting = self._followers.pop(index, [])
+        for follower in waiting:
+            if read_tokens is None or self._leaders[follower].shared_tokens <= read_tokens:
+                self._push(follower)
+            else:
+                self._followers[index].append(follower)
 
     def unread_tokens(self, index: int) -> int:
         """How many tokens of a prompt are left to read, when the one it waits for has been."""

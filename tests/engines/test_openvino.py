@@ -77,6 +77,33 @@ def test_greedy_completions_are_those_of_the_reference(
     assert openvino_engine.generate(requests) == reference.generate(requests)
 
 
+def test_three_hundred_phrasings_that_the_model_never_saw_get_the_tokens_of_the_reference(
+    openvino_engine, reference, samples, tiny_folder
+):
+    phrasings = [
+        lambda prompt: prompt.replace("?<|end|>", "<|end|>"),
+        lambda prompt: prompt.replace("?<|end|>", "??<|end|>"),
+        lambda prompt: prompt.replace("?<|end|>", "?!<|end|>"),
+        lambda prompt: prompt.replace("?<|end|>", ".<|end|>"),
+        lambda prompt: prompt.replace("?<|end|>", "? <|end|>"),
+        lambda prompt: prompt.replace("<|user|>", "<|user|>\n").replace("\n\n", "\n\n\n"),
+    ]
+    known = [sample.prompt for sample in samples if "?<|end|>" in sample.prompt]
+    asked = {phrase(prompt) for phrase in phrasings for prompt in known} - set(known)
+    encode = tiny_folder.tokenizer.encode_prompt
+    requests = [
+        Request(tuple(encode(prompt)), GenerationParams(max_tokens=60))
+        for prompt in random.Random(0).sample(sorted(asked), 300)
+    ]
+    pairs = list(zip(openvino_engine.generate(requests), reference.generate(requests), strict=True))
+    # where it does not know an answer, two tokens may be as good as equally likely
+    answers = {sample.answer for sample in samples}
+    sure = [(answer, expected) for answer, expected in pairs if expected.text in answers]
+    assert len(sure) > 250
+    assert [answer for answer, _ in sure] == [expected for _, expected in sure]
+    assert sum(answer == expected for answer, expected in pairs) >= 297
+
+
 # company changes nothing
 
 
@@ -145,6 +172,21 @@ def test_prompts_parted_where_steps_are_full_give_the_same_greedy_texts(
     completions = new_openvino().generate(requests)
     assert completions == reference.generate(requests)
     assert new_openvino().generate(requests[::-2]) == completions[::-2]
+
+
+def test_those_that_share_a_beginning_start_before_the_rest_of_it_is_read(
+    new_openvino, reference, nonsense
+):
+    # the first of each group is read in parts, and its beginnings are in the cache by then
+    beginning = nonsense(500)
+    requests = [
+        Request((number, *beginning[:length], number, *nonsense(40)), GenerationParams(20))
+        for number in (3, 4)
+        for length in (30, 31, 62, 63, 100, 255, 256, 300, 480, 500)
+    ]
+    completions = new_openvino().generate(requests)
+    assert completions == reference.generate(requests)
+    assert new_openvino().generate(requests[::-1]) == completions[::-1]
 
 
 def test_a_prompt_that_waits_for_no_other_does_not_find_what_is_half_computed(

@@ -24,8 +24,9 @@ from tests.conftest import Sample
 # A JVM that lives for seconds had better not compile much; Java's own limit of compiled code is
 # too small for Spark at this level, and what it says of it goes to stdout.
 _JAVA = (
-    "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -XX:ReservedCodeCacheSize=256m"
-    " -Dspark.sql.codegen.wholeStage=false -Dspark.sql.codegen.factoryMode=NO_CODEGEN"
+    f"{os.environ.get('JDK_JAVA_OPTIONS', '')} -XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+    " -XX:ReservedCodeCacheSize=256m -Dspark.sql.codegen.wholeStage=false"
+    " -Dspark.sql.codegen.factoryMode=NO_CODEGEN"
 )
 _PATIENCE_S = 300
 
