@@ -150,12 +150,21 @@ def scoring_run(plan: ScoringPlan) -> Iterator[ScoringRun]:
         )
         # the links that MLflow shows: the table that was read, and the model that read it
         dataset, model_id = _dataset(plan.input), _model_in_store(plan.model.model_id)
-        mlflow.log_input(dataset, context="scoring")
+        _log_dataset(dataset)
         if model_id:
             # mlflow.log_inputs(models=...) refuses every store but Databricks', the client none
             model = LoggedModelInput(model_id)
             mlflow.MlflowClient().log_inputs(run.info.run_id, models=[model])
         yield ScoringRun(run.info.run_id, dataset, model_id)
+
+
+def _log_dataset(dataset: Dataset) -> None:
+    try:
+        mlflow.log_input(dataset, context="scoring")
+    except MlflowException:
+        # a store has each dataset once, and another driver has entered it between this one's look
+        # and its own entry: now it is found
+        mlflow.log_input(dataset, context="scoring")
 
 
 def _report(plan: ScoringPlan, summary: Summary, run_id: str, engines: str) -> RunReport:
