@@ -96,7 +96,6 @@ def job(store: Path, name: str, started: float) -> dict[str, Any]:
         raise SystemExit(code)
     seconds["command"] = time.time() - started
     spark = sessions[0]
-    seconds["tasks"] = _task_seconds(spark)
     table = spark.read.format("delta").load(str(output)).orderBy("scored_at", "request_id")
     rows = table.select("id", "scored_at", "completion_tokens", "error").collect()
     failed = [row for row in rows if row["error"]]
@@ -110,17 +109,6 @@ def job(store: Path, name: str, started: float) -> dict[str, Any]:
         "tokens": sum(row["completion_tokens"] for row in rows),
         "chunks": list(chunks.values()),
     }
-
-
-def _task_seconds(spark: Any) -> float:
-    """Seconds that tasks ran during the scoring, by Spark's own count; one runs at a time."""
-    store = spark.sparkContext._jsc.sc().statusStore()
-    no_quantiles, any_task = (getattr(store, f"stageList$default${n}")() for n in (4, 5))
-    stages = store.stageList(None, False, False, no_quantiles, any_task)
-    every = [stages.apply(index) for index in range(stages.size())]
-    # the group that the job puts its threads' work in
-    scoring = [stage for stage in every if stage.description().contains("scoring")]
-    return sum(stage.executorRunTime() for stage in scoring) / 1000
 
 
 def bare(name: str, chunks: Sequence[Sequence[int]]) -> dict[str, Any]:
@@ -162,7 +150,6 @@ def compare(store: Path, name: str) -> dict[str, str]:
     in_chunks = child(store, "--bare", name, given=done["chunks"])
     seconds, rate = done["seconds"], one_call["tokens"] / one_call["seconds"]
     accounted = ("Python and imports", "session", "plan", "scoring", "report")
-    in_tasks = seconds["tasks"] - in_chunks["seconds"]
 
     def of_rate(taken: float) -> str:
         return f"{done['tokens'] / taken / rate:.3f}"
@@ -180,8 +167,9 @@ def compare(store: Path, name: str) -> dict[str, str]:
         "  plan: tables, model, requests": at(seconds["plan"]),
         "  scoring": at(seconds["scoring"]),
         "    the engine's work (as bare, by chunks)": at(in_chunks["seconds"]),
-        "    tasks beyond that: workers, model's loading, Arrow": at(in_tasks),
-        "    driver: queries, commits, rows counted": at(seconds["scoring"] - seconds["tasks"]),
+        "    beyond that: workers, model's loading, commits": at(
+            seconds["scoring"] - in_chunks["seconds"]
+        ),
         "  report": at(seconds["report"]),
         "  the rest": at(seconds["command"] - sum(seconds[part] for part in accounted)),
         f"whole {SHARE_OF_RATE}": of_rate(seconds["command"]),
