@@ -96,8 +96,7 @@ class Batch:
             blocks = min(needed, self._blocks)
             # a step has room for so much whatever rows there are
             is_whole = not request.params.greedy and unread_tokens <= STEP_TOKENS - ROWS
-            rest = unread_tokens - room
-            is_full = blocks > self._free_blocks or room < 1 or rest == 1 or (is_whole and rest > 0)
+            is_full = blocks > self._free_blocks or room < (unread_tokens if is_whole else 1)
             if self._rows and (is_full or self._has_to_wait(index, new)):
                 break
             self._queue.pop()

@@ -174,6 +174,23 @@ def test_prompts_parted_where_steps_are_full_give_the_same_greedy_texts(
     assert new_openvino().generate(requests[::-2]) == completions[::-2]
 
 
+def test_prompts_as_long_as_a_step_do_not_wait_for_each_others_ends(
+    new_openvino, nonsense, monkeypatch
+):
+    steps = []
+    step = ContinuousBatchingPipeline.step
+    monkeypatch.setattr(
+        ContinuousBatchingPipeline, "step", lambda self: (steps.append(1), step(self))
+    )
+    requests = [
+        Request((number, *nonsense(255)), GenerationParams(30, temperature, seed=1))
+        for number, temperature in enumerate((0.0, 1.0) * 4)
+    ]
+    completions = new_openvino().generate(requests)
+    assert all(completion.error is None for completion in completions)
+    assert len(steps) < 2 * 30 + 8
+
+
 def test_those_that_share_a_beginning_start_before_the_rest_of_it_is_read(
     new_openvino, reference, nonsense
 ):
