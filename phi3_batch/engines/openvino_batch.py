@@ -86,7 +86,7 @@ class Batch:
         new = [row.request.prompt_ids for row in self._rows.values() if row.tokens < FEWEST_TOKENS]
         # the runtime takes them in this order: tokens to generate, then prompts as they came
         room = STEP_TOKENS - (len(self._rows) - len(reading)) - self._companions.count
-        for row in reading:
+        for row in reading:  # of each a token at least, whatever was thought to be left
             room -= max(1, row.take(room))
         while len(self._rows) < ROWS and (index := self._queue.peek()) is not None:
             request = self._requests[index]
@@ -116,10 +116,12 @@ class Batch:
         The runtime enters a prompt's blocks before it has computed them, the last one as far as
         it is filled; and FEWEST_TOKENS says what else is wrong with that.
         """
+        if not self._prefix_caching:
+            return False
         prompt_ids = self._requests[index].prompt_ids
         known_tokens = len(prompt_ids) - self._queue.unread_tokens(index)
-        shared = [(common_prefix_length(prompt_ids, other), len(other)) for other in new]
-        return self._prefix_caching and any(
+        shared = ((common_prefix_length(prompt_ids, other), len(other)) for other in new)
+        return any(
             tokens == length or tokens >= known_tokens + BLOCK_TOKENS for tokens, length in shared
         )
 

@@ -8,19 +8,13 @@ scaled-dot-product attention; that form OpenVINO GenAI turns into paged attentio
 
 import re
 from dataclasses import dataclass
-from typing import Any, TypeAlias
 
 import numpy as np
 
 from phi3_batch.engines.model_folder import ModelFolder
-from phi3_batch.engines.openvino_runtime import openvino
+from phi3_batch.engines.openvino_runtime import Node, Output, openvino, ops
 from phi3_batch.engines.openvino_weights import read_quantized_embedding, sign_weights
 from phi3_batch.errors import UnsupportedModelError
-
-ops = openvino.opset13
-# openvino.Node and openvino.Output: the package has no types
-_Node: TypeAlias = Any
-_Output: TypeAlias = Any
 
 # Part of the key of converted models on disk: raise it when the result changes.
 CONVERTER_VERSION = 3
@@ -105,7 +99,7 @@ def _reason(error: RuntimeError) -> str:
 class _Attention:
     """One layer's attention, as it is in the ONNX graph."""
 
-    node: _Node
+    node: Node
     heads: int
     key_value_heads: int
     head_size: int
@@ -124,7 +118,7 @@ def _find_attention(model: openvino.Model, folder: ModelFolder) -> list[_Attenti
     return [_describe(node, folder.context_length) for node in nodes]
 
 
-def _describe(node: _Node, context_length: int) -> _Attention:
+def _describe(node: Node, context_length: int) -> _Attention:
     attributes = node.get_attributes()
     for name in sorted(attributes.keys() - _NUMBERS):
         if name not in _REQUIRED or attributes[name] != _REQUIRED[name]:
@@ -171,7 +165,7 @@ def _describe(node: _Node, context_length: int) -> _Attention:
     )
 
 
-def _is_given(node: _Node, place: int) -> bool:
+def _is_given(node: Node, place: int) -> bool:
     """Whether an optional input is there: of one that is not, there is an empty constant."""
     if place >= node.get_input_size():
         return False
@@ -183,10 +177,10 @@ def _is_given(node: _Node, place: int) -> bool:
 class _Inputs:
     """The inputs of the converted model."""
 
-    input_ids: _Node
-    attention_mask: _Node
-    position_ids: _Node
-    beam_idx: _Node
+    input_ids: Node
+    attention_mask: Node
+    position_ids: Node
+    beam_idx: Node
 
     @classmethod
     def of(cls, model: openvino.Model) -> "_Inputs":
@@ -207,22 +201,22 @@ class _Inputs:
         )
 
     @property
-    def parameters(self) -> list[_Node]:
+    def parameters(self) -> list[Node]:
         return [self.input_ids, self.attention_mask, self.position_ids, self.beam_idx]
 
     @property
-    def batch_size(self) -> _Output:
+    def batch_size(self) -> Output:
         """Shape ``(1,)``."""
         return _size(self.input_ids, 0)
 
 
-def _parameter(name: str, shape: list[int], element_type: str) -> _Node:
+def _parameter(name: str, shape: list[int], element_type: str) -> Node:
     node = ops.parameter(shape, getattr(openvino.Type, element_type), name=name)
     node.get_output_tensor(0).set_names({name})
     return node
 
 
-def _mask(inputs: _Inputs, window: int | None) -> _Output:
+def _mask(inputs: _Inputs, window: int | None) -> Output:
     """What each token attends to: itself and those before it, padding left out.
 
     With a window, so many of them at most, itself among them; in these steps, the last of which
@@ -251,12 +245,12 @@ def _mask(inputs: _Inputs, window: int | None) -> _Output:
     return ops.slice(mask, start, stop, step, axis).output(0)
 
 
-def _at_positions(table: _Output, position_ids: _Node) -> _Output:
+def _at_positions(table: Output, position_ids: Node) -> Output:
     """Rows of a table of cosines or sines; shape ``(batch, 1, tokens, rotated size / 2)``."""
     return ops.unsqueeze(ops.gather(table, position_ids, _scalar(0)), _scalar(1)).output(0)
 
 
-def _rotate(states: _Output, cos: _Output, sin: _Output, head_size: int) -> _Output:
+def _rotate(states: Output, cos: Output, sin: Output, head_size: int) -> Output:
     """Rotary embedding of queries or keys, of shape ``(batch, heads, tokens, head size)``.
 
     The first and second half of what is rotated are the two coordinates; what a head has beyond
@@ -276,9 +270,7 @@ def _rotate(states: _Output, cos: _Output, sin: _Output, head_size: int) -> _Out
     return ops.concat([*rotated, *rest], -1).output(0)
 
 
-def _remember(
-    states: _Output, name: str, layer: _Attention, inputs: _Inputs
-) -> tuple[_Output, _Node]:
+def _remember(states: Output, name: str, layer: _Attention, inputs: _Inputs) -> tuple[Output, Node]:
     """Keys or values of all tokens so far, and what keeps them for the next call.
 
     Shape ``(batch, key/value heads, tokens seen, head size)``.
@@ -297,9 +289,7 @@ def _remember(
     return all_states.output(0), ops.assign(all_states, variable)
 
 
-def _attend(
-    layer: _Attention, query: _Output, key: _Output, value: _Output, mask: _Output
-) -> _Output:
+def _attend(layer: _Attention, query: Output, key: Output, value: Output, mask: Output) -> Output:
     """Attention, with the heads side by side; shape ``(batch, tokens, heads * head size)``."""
     key, value = (_repeat_heads(states, layer) for states in (key, value))
     scale = ops.constant(np.float32(layer.scale))
@@ -309,7 +299,7 @@ def _attend(
     return ops.reshape(by_token, shape, special_zero=True).output(0)
 
 
-def _repeat_heads(states: _Output, layer: _Attention) -> _Output:
+def _repeat_heads(states: Output, layer: _Attention) -> Output:
     """Keys or values for every head of the queries, where several share one.
 
     In these steps, for OpenVINO GenAI looks for them and undoes them.
@@ -332,20 +322,20 @@ def _repeat_heads(states: _Output, layer: _Attention) -> _Output:
     return ops.reshape(repeated, together, special_zero=True).output(0)
 
 
-def _find_logits(model: openvino.Model) -> _Output:
+def _find_logits(model: openvino.Model) -> Output:
     for result in model.get_results():
         if "logits" in result.input_value(0).get_names() | result.output(0).get_names():
             return result.input_value(0)
     raise UnsupportedModelError("OpenVINO cannot run this model: its graph has no output logits")
 
 
-def _size(node: _Node, axis: int) -> _Output:
+def _size(node: Node, axis: int) -> Output:
     """One dimension of a node's shape; shape ``(1,)``."""
     shape = ops.shape_of(node, output_type="i64")
     return ops.gather(shape, ops.constant(np.array([axis], np.int64)), _scalar(0)).output(0)
 
 
-def _scalar(value: int) -> _Node:
+def _scalar(value: int) -> Node:
     return ops.constant(np.int64(value))
 
 

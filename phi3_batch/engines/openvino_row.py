@@ -92,7 +92,7 @@ class Row:
 
     def take(self, room: int) -> int:
         """Have so many tokens of the prompt read in the next step, or as many as there are."""
-        taken = min(room, self._unread_tokens)
+        taken = max(0, min(room, self._unread_tokens))
         self._unread_tokens -= taken
         return taken
 

@@ -5,6 +5,7 @@ leaves an identifier in the user's home. Where that package is missing it does n
 """
 
 import sys
+from typing import Any, TypeAlias
 
 _TELEMETRY = "openvino_telemetry"
 
@@ -21,11 +22,19 @@ finally:
     if _absent:
         del sys.modules[_TELEMETRY]
 
+# the operators that graphs are made of, and what the package has no types for
+ops = openvino.opset13
+Node: TypeAlias = Any
+Output: TypeAlias = Any
+
 __all__ = [
     "ContinuousBatchingPipeline",
     "ConversionExtension",
     "GenerationConfig",
     "GenerationHandle",
+    "Node",
+    "Output",
     "openvino",
     "openvino_genai",
+    "ops",
 ]

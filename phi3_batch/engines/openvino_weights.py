@@ -1,15 +1,8 @@
 """Weights in four bits, in the form in which OpenVINO's CPU plugin computes with them fastest."""
 
-from typing import Any, TypeAlias
-
 import numpy as np
 
-from phi3_batch.engines.openvino_runtime import ConversionExtension, openvino
-
-ops = openvino.opset13
-# openvino.Node and openvino.Output: the package has no types
-_Node: TypeAlias = Any
-_Output: TypeAlias = Any
+from phi3_batch.engines.openvino_runtime import ConversionExtension, Node, Output, openvino, ops
 
 
 def sign_weights(model: openvino.Model) -> None:
@@ -28,7 +21,7 @@ def sign_weights(model: openvino.Model) -> None:
             difference.output(0).replace(signed.output(0))
 
 
-def _packed_constant(value: _Output) -> _Node | None:
+def _packed_constant(value: Output) -> Node | None:
     """The constant of unsigned four-bit integers that a value is converted from, if it is."""
     node = value.get_node()
     if node.get_type_name() != "Convert":
@@ -38,7 +31,7 @@ def _packed_constant(value: _Output) -> _Node | None:
     return node if is_packed else None
 
 
-def _signed(weights: _Node, shape: list[int]) -> _Node:
+def _signed(weights: Node, shape: list[int]) -> Node:
     """A constant of packed weights of 0 to 15, as float32 weights of -8 to 7 of another shape."""
     # two weights to a byte; in two's complement x - 8 is x with its highest bit turned over
     packed = openvino.Tensor(weights.data ^ np.uint8(0x88), openvino.Shape(shape), openvino.Type.i4)
@@ -46,7 +39,7 @@ def _signed(weights: _Node, shape: list[int]) -> _Node:
     return ops.convert(openvino.op.Constant(packed, shared_memory=False), "f32")
 
 
-def _read_quantized_embedding(node: Any) -> list[_Output]:
+def _read_quantized_embedding(node: Node) -> list[Output]:
     """Convert com.microsoft.GatherBlockQuantized, by which tied embeddings read lm_head's weights.
 
     OpenVINO's own conversion does not take the Reshape that the builder puts before it. In these

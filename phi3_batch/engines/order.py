@@ -111,8 +111,7 @@ class Queue:
             index: of the request.
             read_tokens: of its prompt; None when all have been read, or never will be.
         """
-        waiting = self._followers.pop(index, [])
-        for follower in waiting:
+        for follower in self._followers.pop(index, ()):
             if read_tokens is None or self._leaders[follower].shared_tokens <= read_tokens:
                 self._push(follower)
             else:

@@ -19,7 +19,7 @@ from tests.faults.harness import (
 from tests.faults.test_kills import KILLS
 
 # 5,000 where there is time for it, as in `make faults`
-ROWS = 5_000 if KILLS > 20 else 1_000
+ROWS = 5_000 if KILLS > 20 else 1_500
 
 
 def trials(requests: int) -> float:
