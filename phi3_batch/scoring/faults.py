@@ -29,6 +29,7 @@ class Fault(Enum):
 # Spark's words for a worker or an executor that is gone
 _CRASHES = (
     "Python worker exited unexpectedly",
+    "PythonWorkerFactory.createWorker",  # it died before it had said who it is
     "Python worker process terminated",  # it was idle for too long, and killed
     "ExecutorLostFailure",
     "Connection reset",

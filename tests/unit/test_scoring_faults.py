@@ -18,6 +18,14 @@ WORKER_DIED = """An error occurred while calling o1.append.
 times, most recent failure: Lost task 0.0 in stage 3.0 (TID 3) (localhost executor driver):
 org.apache.spark.SparkException: Python worker exited unexpectedly (crashed)
 Caused by: java.io.EOFException"""
+WORKER_DIED_YOUNG = """An error occurred while calling o1.save.
+: org.apache.spark.SparkException: Job aborted due to stage failure: Task 0 in stage 3.0 failed 1
+times, most recent failure: Lost task 0.0 in stage 3.0 (TID 3) (localhost executor driver):
+java.io.EOFException
+\tat java.base/java.io.DataInputStream.readInt(DataInputStream.java:386)
+\tat org.apache.spark.security.SocketAuthHelper.authToServer(SocketAuthHelper.scala:101)
+\tat org.apache.spark.api.python.PythonWorkerFactory.createWorker$1(PythonWorkerFactory.scala:195)
+"""
 MODEL_RAISED = """org.apache.spark.api.python.PythonException: Traceback (most recent call last):
   File "worker.py", line 1, in main
 ValueError: cannot answer my secret question
@@ -29,6 +37,7 @@ OURS = MODEL_RAISED + "phi3_batch.errors.EngineError: onnxruntime-genai cannot l
     ("text", "fault", "said"),
     [
         (WORKER_DIED, Fault.CRASH, "a Python worker died while the model ran"),
+        (WORKER_DIED_YOUNG, Fault.CRASH, "a Python worker died"),
         ("ExecutorLostFailure (executor 1 exited)", Fault.CRASH, "a Python worker died"),
         (MODEL_RAISED, Fault.RAISED, "the model raised ValueError in a Spark task"),
         (OURS, Fault.FATAL, "onnxruntime-genai cannot load it"),
