@@ -75,10 +75,12 @@ def test_a_row_that_hangs_is_found_and_costs_no_other(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(udf, "_HANG_SECONDS", 4)
+    # a worker that begins must be faster than this on a machine that is busy; few rows, so that
+    # few workers have to be waited for
+    monkeypatch.setattr(udf, "_HANG_SECONDS", 10)
     monkeypatch.setattr(udf, "_SECONDS_PER_TOKEN", 0)
     monkeypatch.setattr(udf, "_HANG_FACTOR", 0)
-    prompts = ["sound", "sound too", *(f"filler {number}" for number in range(20)), "endless"]
+    prompts = ["sound", "sound too", "filler 1", "filler 2", "endless"]
     output = str(tmp_path / "out")
     assert score(log("hanging"), write_prompts(prompts), output) == 0
     rows = {row["prompt"]: row for row in read(output).collect()}
