@@ -23,8 +23,6 @@ from phi3_batch.scoring.plan import REQUEST_ID, ScoringPlan
 from phi3_batch.scoring.statistics import Statistics
 from phi3_batch.scoring.udf import engines_in_use, worker_settings
 
-# Two, so that while one commits or waits for its last task the other keeps the processors busy.
-_IN_FLIGHT = 2
 _TICK_S = 0.5
 
 
@@ -192,7 +190,9 @@ class _Job:
         self._on_progress = on_progress
         self._on_chunk = on_chunk
         self._scorer = ChunkScorer(spark, plan, run_id)
-        self._pool = session.JobPool(spark, _IN_FLIGHT)
+        # One more than fill the slots: while one commits, another keeps the processors busy.
+        self._in_flight = self._scorer.side_by_side + 1
+        self._pool = session.JobPool(spark, self._in_flight)
         self._running: set[Future[ScoredChunk | None]] = set()
         self._started = time.monotonic()
 
@@ -211,10 +211,10 @@ class _Job:
                 self._submit(lambda: scorer.begin(first))
                 while self._running:
                     self._wait()
-            if waiting:
+            elif waiting:
                 scorer.find_start()
             while self._running or (waiting and not self._is_spent()):
-                while waiting and len(self._running) < _IN_FLIGHT and not self._is_spent():
+                while waiting and len(self._running) < self._in_flight and not self._is_spent():
                     self._submit(partial(scorer.score, waiting.popleft()))
                 self._wait()
         except KeyboardInterrupt:
@@ -274,7 +274,11 @@ def check_finished(spark: SparkSession, plan: ScoringPlan) -> Balance:
         ScoringError: rows are missing, or are there more than once.
     """
     output = plan.options.output
-    table = tables.read_version(spark, output, tables.latest_version(spark, output))
+    version = tables.latest_version(spark, output)
+    return _check_balance(plan, tables.read_version(spark, output, version))
+
+
+def _check_balance(plan: ScoringPlan, table: DataFrame) -> Balance:
     balance = compare(
         plan.pinned.withColumnRenamed(REQUEST_ID, schema.REQUEST_ID),
         table if plan.options.ids else _rows_of(plan, table),
@@ -282,9 +286,9 @@ def check_finished(spark: SparkSession, plan: ScoringPlan) -> Balance:
     )
     if not balance.ok:
         raise ScoringError(
-            f"output {output.text} does not have each row once ({balance}): somebody else has"
-            " written to it. Restore it (RESTORE TABLE), or start anew with --mode overwrite or"
-            " another output"
+            f"output {plan.options.output.text} does not have each row once ({balance}): somebody"
+            " else has written to it. Restore it (RESTORE TABLE), or start anew with --mode"
+            " overwrite or another output"
         )
     return balance
 
@@ -305,15 +309,15 @@ def _summarize(
     if outcome is Outcome.INTERRUPTED:
         return Summary(outcome, progress, None, None, None, output.text)
     version = tables.latest_version(spark, output)
-    mine = _rows_of(plan, tables.read_version(spark, output, version))
-    balance = check_finished(spark, plan) if outcome is Outcome.COMPLETE else None
+    table = tables.read_version(spark, output, version)
+    ledger = read_ledger(spark, output)
     return Summary(
         outcome=outcome,
         progress=progress,
-        balance=balance,
+        balance=_check_balance(plan, table) if outcome is Outcome.COMPLETE else None,
         statistics=statistics.collect(
-            mine, read_ledger(spark, output), plan.fingerprint, plan.chunk_count
+            _rows_of(plan, table), ledger, plan.fingerprint, plan.chunk_count
         ),
         output_version=version,
-        output_path=tables.open_output(spark, output).path or "",
+        output_path=tables.table_path(spark, output),
     )

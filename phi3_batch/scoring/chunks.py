@@ -20,18 +20,13 @@ from phi3_batch.errors import RowErrorCode, ScoringError
 from phi3_batch.scoring import commits, faults, identity, schema, tables
 from phi3_batch.scoring.columns import named
 from phi3_batch.scoring.faults import CrashLimit, Fault
-from phi3_batch.scoring.ledger import describe_commit, read_ledger
+from phi3_batch.scoring.ledger import Commit, describe_commit, read_ledger
 from phi3_batch.scoring.plan import BUCKET, REFUSAL, REQUEST_ID, Chunk, ScoringPlan
 from phi3_batch.scoring.requests import refuse
+from phi3_batch.scoring.tasks import REQUESTS_PER_TASK, count_side_by_side, count_tasks
 from phi3_batch.scoring.udf import limit_idle_workers, model_udf
 
 _COPY, _INPUTS, _RESULT = "__phi3_batch_copy", "__phi3_batch_inputs", "__phi3_batch_result"
-
-# Enough requests for a task to outweigh what it costs to start, few enough that a lost task is
-# some minutes' work: by number until the speed is known, then by time.
-_REQUESTS_PER_TASK = 256
-_SECONDS_PER_TASK = 300
-_FEWEST_PER_TASK = 16
 
 _CONFLICTS_TOLERATED = 5
 _FRUITLESS_SEARCHES = 3
@@ -68,6 +63,9 @@ class ChunkScorer:
         spark: the session.
         plan: of the run.
         run_id: of MLflow's run, written beside each row.
+
+    Attributes:
+        side_by_side: how many chunks fill the slots, once the first commit is made.
     """
 
     def __init__(self, spark: SparkSession, plan: ScoringPlan, run_id: str) -> None:
@@ -77,9 +75,12 @@ class ChunkScorer:
         self._start: int | None = None  # version of the run's first commit
         self._udf, self._read_result = model_udf(spark, plan.model)
         self._crash_limit = CrashLimit(sum(chunk.requests for chunk in plan.chunks))
-        self._seconds_per_request: float | None = None
+        self._seconds_per_request: float | None = None  # of a slot
+        largest = max((chunk.requests for chunk in plan.to_do), default=0)
+        after_first = len(plan.to_do) - (plan.state.begin is not None)
+        self.side_by_side = count_side_by_side(plan.slots, largest, after_first)
 
-    def find_start(self) -> None:
+    def find_start(self) -> Commit | None:
         """Look up the run's first commit, below which this process commits chunks."""
         plan = self._plan
         ledger = read_ledger(self._spark, plan.options.output)
@@ -88,6 +89,7 @@ class ChunkScorer:
         else:
             start = ledger.start_of(plan.fingerprint)
         self._start = start.version if start else plan.state.base
+        return start
 
     def begin(self, chunk: Chunk | None) -> ScoredChunk | None:
         """Make the run's first commit, with its first chunk if there is any."""
@@ -110,19 +112,15 @@ class ChunkScorer:
         if chunk is None:
             commit(self._rows(self._work(Chunk(0, 0, 0)).limit(0), 1, {})[0])
             return None
-        begun = self._score(chunk, commit)
-        ledger = read_ledger(self._spark, plan.options.output)
-        start = ledger.first_start(plan.fingerprint, above=plan.state.base)
+        begun = self._score(chunk, commit, slots=plan.slots)
+        start = self.find_start()
         by_us = bool(start and start.record and start.record.run_id == self._run_id)
         if by_us and begun.by_us:
             return begun
         # Spark does not observe the write that replaces a table by its name; or another driver
         # has begun the run, with this chunk or another one.
         there = self._look_up(begun)
-        if there is None:
-            self.find_start()
-            return self.score(chunk)
-        return replace(there, by_us=by_us)
+        return self.score(chunk) if there is None else replace(there, by_us=by_us)
 
     def score(self, chunk: Chunk) -> ScoredChunk:
         """Score a chunk and commit it."""
@@ -140,7 +138,7 @@ class ChunkScorer:
             else:
                 commits.append(rows, plan.options.output, transaction, says)
 
-        return self._score(chunk, commit)
+        return self._score(chunk, commit, slots=-(-plan.slots // self.side_by_side))
 
     def try_out(self, requests: Sequence[str]) -> int:
         """Score a few requests in one task without writing; returns the tokens generated."""
@@ -151,8 +149,8 @@ class ChunkScorer:
         total = answers.agg(F.sum(F.col(_RESULT)["completion_tokens"])).head()
         return int(total[0] or 0) if total else 0
 
-    def _score(self, chunk: Chunk, commit: Callable[[DataFrame], None]) -> ScoredChunk:
-        """Score and commit, through whatever goes wrong.
+    def _score(self, chunk: Chunk, commit: Callable[[DataFrame], None], slots: int) -> ScoredChunk:
+        """Score on so many slots and commit, through whatever goes wrong.
 
         Raises:
             ScoringError: it cannot be done; nothing of the chunk was written.
@@ -161,7 +159,7 @@ class ChunkScorer:
         culprits: _Culprits = {}
         work = self._work(chunk)
         while True:
-            tasks = self._tasks(chunk.requests)
+            tasks = count_tasks(chunk.requests, slots, self._seconds_per_request)
             rows, of_rows, of_requests = self._rows(work, tasks, culprits)
             try:
                 commit(rows)
@@ -179,7 +177,7 @@ class ChunkScorer:
                 failures += 1
                 if failures == 1 and fault is Fault.CRASH:
                     continue  # by chance, perhaps: a machine was taken away, memory was short
-                culprit, trials = self._find_culprit(work, culprits, error)
+                culprit, trials = self._find_culprit(work, culprits, error, slots)
                 retries += trials
                 if culprit is not None:
                     self._crash_limit.add()
@@ -195,9 +193,10 @@ class ChunkScorer:
         if counts is None:  # Delta has dropped the commit: it was there already
             return ScoredChunk(chunk, seconds, retries=retries, by_us=False)
         if chunk.requests:
-            self._seconds_per_request = seconds / chunk.requests
-            task_seconds = self._seconds_per_request * self._plan.slots * _REQUESTS_PER_TASK
-            limit_idle_workers(self._spark, task_seconds)
+            # the least of all chunks': others have waited for a slot
+            each = seconds * slots / chunk.requests
+            each = self._seconds_per_request = min(self._seconds_per_request or each, each)
+            limit_idle_workers(self._spark, each * REQUESTS_PER_TASK)
         errors = {code.value: n for code in RowErrorCode if (n := counts.get(code.value) or 0)}
         tokens = (generated or {}).get("tokens") or 0
         return ScoredChunk(chunk, seconds, tokens, errors, retries)
@@ -236,13 +235,6 @@ class ChunkScorer:
         return work.withColumn(
             _COPY, F.when(plan.greedy, F.lit(0)).otherwise(F.row_number().over(order) - 1)
         )
-
-    def _tasks(self, requests: int) -> int:
-        slots, per_task = self._plan.slots, float(_REQUESTS_PER_TASK)
-        if self._seconds_per_request:
-            in_time = _SECONDS_PER_TASK / (self._seconds_per_request * slots)
-            per_task = max(min(per_task, in_time), _FEWEST_PER_TASK)
-        return max(int(-(-requests // per_task)), min(requests, slots), 1)
 
     def _ask(self, work: DataFrame, tasks: int) -> DataFrame:
         """The distinct requests among rows, with the model's result for each."""
@@ -300,7 +292,7 @@ class ChunkScorer:
         return [columns[name].alias(name) for name in self._plan.scored_columns if name in columns]
 
     def _find_culprit(
-        self, work: DataFrame, known: Mapping[str, object], error: Exception
+        self, work: DataFrame, known: Mapping[str, object], error: Exception, slots: int
     ) -> tuple[str | None, int]:
         """The request that fails alone, and how many jobs it took to find it."""
         ids = F.col(REQUEST_ID)
@@ -311,7 +303,8 @@ class ChunkScorer:
         def fails(some: Sequence[str]) -> bool:
             nonlocal trials
             trials += 1
-            trial = self._ask(sound.where(ids.between(some[0], some[-1])), self._tasks(len(some)))
+            tasks = count_tasks(len(some), slots, self._seconds_per_request)
+            trial = self._ask(sound.where(ids.between(some[0], some[-1])), tasks)
             try:
                 trial.write.format("noop").mode("overwrite").save()
             except (PySparkException, Py4JError) as failure:

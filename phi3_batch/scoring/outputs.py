@@ -51,6 +51,7 @@ class OutputState:
         version: of the table; None when it is not there.
         rows: of this run that are there, by bucket.
         run_id: of the MLflow run that began it; None where it begins now.
+        chunks: in how many it was begun, perhaps by another release; None where it begins now.
     """
 
     begin: WriteMode | None
@@ -59,6 +60,7 @@ class OutputState:
     version: int | None = None
     rows: Mapping[int, int] = field(default_factory=dict)
     run_id: str | None = None
+    chunks: int | None = None
 
 
 def look(spark: SparkSession, output: OutputTable, asked: AskedRun) -> OutputState:
@@ -100,8 +102,16 @@ def look(spark: SparkSession, output: OutputTable, asked: AskedRun) -> OutputSta
             _check_columns(output, asked)
             _check_unfinished(spark, output, ledger, asked)
     begun_by = ledger.start_of(asked.fingerprint) if begin is None else None
-    run_id = begun_by.record.run_id if begun_by and begun_by.record else None
-    return OutputState(begin, _first_transaction(asked, base), base, output.version, rows, run_id)
+    record = begun_by.record if begun_by else None
+    return OutputState(
+        begin=begin,
+        transaction=_first_transaction(asked, base),
+        base=base,
+        version=output.version,
+        rows=rows,
+        run_id=record.run_id if record else None,
+        chunks=record.chunks if record and not asked.ids else None,
+    )
 
 
 def done_chunks(

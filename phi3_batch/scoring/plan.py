@@ -235,7 +235,8 @@ def plan_scoring(
     )
     greedy = _greedy(model, requests)
     counts = _count(work, greedy)
-    chunk_count = identity.chunk_count(sum(count.requests for count in counts))
+    requests_in_all = sum(count.requests for count in counts)
+    chunk_count = state.chunks or identity.chunk_count(requests_in_all)
     chunks = _chunks(counts, chunk_count)
     rows_by_chunk = {chunk.number: chunk.rows for chunk in chunks}
     done = outputs.done_chunks(output, state, rows_by_chunk, chunk_count)

@@ -167,6 +167,14 @@ def open_output(spark: SparkSession, location: Location) -> OutputTable:
         return OutputTable(location, None, None, None)
 
 
+def table_path(spark: SparkSession, location: Location) -> str:
+    """Where the data of a Delta table is that is there."""
+    if location.is_path:
+        return normal_path(location.path)
+    delta = _delta_table(spark, location)
+    return delta.path if delta else ""
+
+
 def read_table(spark: SparkSession, location: Location) -> DataFrame:
     """A Delta table as it is now."""
     if location.is_path:

@@ -64,7 +64,7 @@ def test_sigterm_leaves_whole_chunks_and_says_how_many_rows(
     assert_each_row_once(rows, output)
     commits = chunk_commits(output)
     assert commits[: len(done)] == done
-    assert sorted(commit.chunk for commit in commits) == list(range(8))
+    assert sorted(commit.chunk for commit in commits) == list(range(4))
 
 
 def test_a_driver_jvm_that_dies_is_one_line_and_a_failed_run(

@@ -13,6 +13,9 @@ import pytest
 from pyspark.sql import DataFrame, SparkSession
 
 from phi3_batch.cli import main
+from phi3_batch.scoring import identity
+from phi3_batch.scoring.chunks import ChunkScorer, ScoredChunk
+from phi3_batch.scoring.plan import Chunk
 from tests.conftest import Sample
 from tests.spark.test_score import MADRID, SPAIN, score
 
@@ -58,6 +61,7 @@ def test_a_run_that_stopped_is_resumed_and_then_finished(
     answers: dict[str, str],
     said: Said,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     output = str(tmp_path / "out")
     stopping = ("--max-output-tokens", "1")
@@ -72,6 +76,8 @@ def test_a_run_that_stopped_is_resumed_and_then_finished(
     run_id = run_of(read(output))
     assert mlflow.get_run(run_id).data.tags["phi3_batch.outcome"] == "stopped by its budget"
 
+    # as if by another release, which cuts finer: a run goes on in the chunks that it has
+    monkeypatch.setattr(identity, "_IN_A_SMALL_TABLE", 16)
     assert score(model_uri, many, output) == 0
     second = said()
     assert second["resumed"].startswith(f"{there} rows are in the output, 1 chunks are to do")
@@ -167,6 +173,39 @@ def test_rows_that_somebody_deleted_are_noticed(
     assert score(model_uri, many, output, "--max-tokens", "99") == 0
     assert said()["scored"].startswith(f"{gone} rows in ")
     assert main(verify) == 0
+
+
+@pytest.mark.parametrize("options", [(), ("--id", "id")], ids=["appended", "merged"])
+def test_chunks_that_are_small_for_the_slots_are_scored_side_by_side(
+    options: tuple[str, ...],
+    model_uri: str,
+    many: str,
+    read: Read,
+    answers: dict[str, str],
+    said: Said,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(identity, "_IN_A_SMALL_TABLE", 24)
+    monkeypatch.setattr(identity, "_CHUNKS_OF_A_SMALL_TABLE", 16)
+    score_chunk, in_flight, most = ChunkScorer.score, list[int](), list[int]()
+
+    def score_and_note(scorer: ChunkScorer, chunk: Chunk) -> ScoredChunk:
+        in_flight.append(chunk.number)
+        most.append(len(in_flight))
+        scored = score_chunk(scorer, chunk)
+        in_flight.remove(chunk.number)
+        return scored
+
+    monkeypatch.setattr(ChunkScorer, "score", score_and_note)
+    output = str(tmp_path / "out")
+    assert score(model_uri, many, output, *options) == 0
+    assert said()["check"] == "335 in, 335 out, 0 missing, 0 doubled, 0 orphaned"
+    rows = read(output).collect()
+    assert all(row["completion"] == answers[row["prompt"]] for row in rows)
+    assert len({row["scored_at"] for row in rows}) == 16
+    # about 21 requests in each, 42 in none: three at least fill a slot, and one more waits for it
+    assert max(most) >= 4
 
 
 def test_equal_requests_are_scored_once(

@@ -19,7 +19,16 @@ def test_chunks_are_a_power_of_two_small_and_not_too_many(requests: int) -> None
     count = identity.chunk_count(requests)
     assert count & (count - 1) == 0
     assert count <= 256
-    assert requests <= 256 * count or count == 256
+    assert requests <= 512 * count or count == 256
+    assert requests <= 1024 or requests > 128 * count  # none is cut finer than it has to be
+
+
+@pytest.mark.parametrize(
+    ("requests", "chunks"),
+    [(1, 1), (256, 1), (257, 2), (513, 4), (2_048, 4), (2_049, 8), (10**6, 256)],
+)
+def test_small_tables_are_cut_finer_than_large_ones(requests: int, chunks: int) -> None:
+    assert identity.chunk_count(requests) == chunks
 
 
 def test_a_fingerprint_has_a_half_for_the_settings() -> None:
