@@ -175,9 +175,7 @@ def test_rows_that_somebody_deleted_are_noticed(
     assert main(verify) == 0
 
 
-@pytest.mark.parametrize("options", [(), ("--id", "id")], ids=["appended", "merged"])
 def test_chunks_that_are_small_for_the_slots_are_scored_side_by_side(
-    options: tuple[str, ...],
     model_uri: str,
     many: str,
     read: Read,
@@ -186,8 +184,8 @@ def test_chunks_that_are_small_for_the_slots_are_scored_side_by_side(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(identity, "_IN_A_SMALL_TABLE", 24)
-    monkeypatch.setattr(identity, "_CHUNKS_OF_A_SMALL_TABLE", 16)
+    monkeypatch.setattr(identity, "_IN_A_SMALL_TABLE", 32)
+    monkeypatch.setattr(identity, "_CHUNKS_OF_A_SMALL_TABLE", 8)
     score_chunk, in_flight, most = ChunkScorer.score, list[int](), list[int]()
 
     def score_and_note(scorer: ChunkScorer, chunk: Chunk) -> ScoredChunk:
@@ -199,13 +197,13 @@ def test_chunks_that_are_small_for_the_slots_are_scored_side_by_side(
 
     monkeypatch.setattr(ChunkScorer, "score", score_and_note)
     output = str(tmp_path / "out")
-    assert score(model_uri, many, output, *options) == 0
-    assert said()["check"] == "335 in, 335 out, 0 missing, 0 doubled, 0 orphaned"
+    assert score(model_uri, many, output, "--limit", "240") == 0
+    assert said()["check"] == "240 in, 240 out, 0 missing, 0 doubled, 0 orphaned"
     rows = read(output).collect()
     assert all(row["completion"] == answers[row["prompt"]] for row in rows)
-    assert len({row["scored_at"] for row in rows}) == 16
-    # about 21 requests in each, 42 in none: three at least fill a slot, and one more waits for it
-    assert max(most) >= 4
+    assert len({row["scored_at"] for row in rows}) == 8
+    # about 30 requests in each, 64 in none: two at least fill a slot, and one more waits for it
+    assert max(most) >= 3
 
 
 def test_equal_requests_are_scored_once(
