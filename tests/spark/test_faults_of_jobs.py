@@ -42,7 +42,7 @@ def test_an_input_that_is_vacuumed_ends_the_run_with_what_is_done(
     vacuum: Callable[[str], None],
     tmp_path: Path,
 ) -> None:
-    prompts = [SPAIN.replace("Spain", f"Place {number}") for number in range(900)]
+    prompts = [SPAIN.replace("Spain", f"Place {number}") for number in range(600)]
     source, output = write_prompts(prompts), str(tmp_path / "out")
     options = ScoreOptions(model_uri, Location(source), Location(output))
     plan = plan_scoring(spark, options, wrap_pipeline=wrap_pipeline)
@@ -62,7 +62,7 @@ def test_an_input_that_is_vacuumed_ends_the_run_with_what_is_done(
             on_chunk=vacuum_once,
         )
     there = read(output)
-    assert f"{there.count()} of 900 rows are in the output, and the input as it is now" in str(
+    assert f"{there.count()} of 600 rows are in the output, and the input as it is now" in str(
         raised.value
     )
     assert there.select("request_id").distinct().count() == there.count() > 0
