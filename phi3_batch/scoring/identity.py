@@ -22,9 +22,10 @@ _REQUEST_DIGITS = 32
 _HALF_DIGITS = 16
 
 # Chunks halve the requests as often as it takes to have this many in each or fewer, but no more
-# often than to get _MOST_CHUNKS. The more there are in each, the less time goes into the ends of
-# batches, which run empty there: 1 to 2 % of it with 512, twice that with 256. The fewer, the less
-# a killed driver costs: two chunks on one machine. Small tables are cut finer, into up to four.
+# often than to get _MOST_CHUNKS. The more there are in each, the less time goes into planning
+# chunks and into the ends of batches, which run empty there, and the more a cluster's tasks have.
+# The fewer, the less a killed driver costs: two chunks on one machine. Small tables are cut finer,
+# into up to four.
 _REQUESTS_PER_CHUNK = 512
 _IN_A_SMALL_TABLE = 256
 _CHUNKS_OF_A_SMALL_TABLE = 4

@@ -24,6 +24,7 @@ from phi3_batch.scoring.model import (
     quiet_about_local_environment,
 )
 from phi3_batch.scoring.requests import MESSAGES_INPUT, chat_requests, with_stand_ins
+from phi3_batch.scoring.tasks import REQUESTS_PER_TASK
 
 # An error of MLflow's schema enforcement quotes the data, unless this is set.
 _NO_DATA_IN_ERRORS = {"MLFLOW_DISABLE_SCHEMA_DETAILS": "true"}
@@ -38,7 +39,6 @@ _KILL_IDLE = "spark.sql.execution.pyspark.udf.killOnIdleTimeout"
 _HANG_SECONDS = 600
 _HANG_FACTOR = 10
 _SECONDS_PER_TOKEN = 2
-_ROWS_IN_DOUBT = 256
 
 _RESULT_TYPES: dict[ModelKind, StructType | str] = {
     ModelKind.CHAT: schema.CHAT_COMPLETION,
@@ -109,7 +109,7 @@ def worker_settings(spark: SparkSession, model: ScoringModel) -> Iterator[None]:
     """
     # until it is known what tasks take, no more than is plausible for the tokens they may generate
     tokens = model.params.get("max_tokens", model.defaults["max_tokens"])
-    seconds = _HANG_SECONDS + _SECONDS_PER_TOKEN * tokens * _ROWS_IN_DOUBT
+    seconds = _HANG_SECONDS + _SECONDS_PER_TOKEN * tokens * REQUESTS_PER_TASK
     settings = {_IDLE_LIMIT: f"{seconds}s", _KILL_IDLE: "true"}
     if model.one_row_at_a_time:
         settings["spark.sql.execution.arrow.maxRecordsPerBatch"] = "1"
