@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 import typer
+from rich.text import Text
 
 from phi3_batch.cli.console import err
 from phi3_batch.cli.log import log_app
@@ -42,8 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         line = _one_line(error)
         if line is None:
             raise  # a mistake of ours, not the user's: the traceback is what finds it
-        err.print("[red]error:[/] ", end="")
-        err.print(line, markup=False)
+        # written at once: Spark's JVM and workers write to the same stderr
+        err.print(Text.assemble(("error:", "red"), " ", line))
         return 1
     return 0
 

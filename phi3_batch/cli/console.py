@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.text import Text
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -11,8 +12,7 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 def print_field(name: str, value: str) -> None:
     """One line of a plan or a summary."""
-    out.print(f"{name:<10}", style="bold", end="  ")
-    out.print(value, markup=False)
+    out.print(Text.assemble((f"{name:<10}", "bold"), "  ", value))
 
 
 def in_brackets(counts: Mapping[str, int]) -> str:

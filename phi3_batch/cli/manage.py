@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from phi3_batch.cli import options as given
 from phi3_batch.cli.console import out, print_field, status
@@ -112,9 +113,8 @@ def doctor() -> None:
 
     failed = 0
     for finding in check_all():
-        mark = "[green]ok[/]  " if finding.ok else "[red]FAIL[/]"
-        out.print(f"{mark}  {finding.name:<12} ", end="")
-        out.print(finding.text, markup=False)
+        mark = ("ok  ", "green") if finding.ok else ("FAIL", "red")
+        out.print(Text.assemble(mark, f"  {finding.name:<12} ", finding.text))
         failed += not finding.ok
     if failed:
         raise typer.Exit(1)

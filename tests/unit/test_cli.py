@@ -1,0 +1,41 @@
+"""What the command line writes, and in how many pieces."""
+
+import io
+import sys
+from pathlib import Path
+
+import pytest
+
+from phi3_batch.cli import main
+from phi3_batch.cli.console import print_field
+
+
+class Writes(io.StringIO):
+    """A stream that remembers what it was given at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pieces: list[str] = []
+
+    def write(self, text: str) -> int:
+        self.pieces.append(text)
+        return super().write(text)
+
+
+def test_an_error_is_one_write_which_no_line_of_another_process_can_split(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # Spark's JVM and its workers have the same stderr
+    stderr = Writes()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    assert main(["build", str(tmp_path / "[red]none[/]"), str(tmp_path / "out")]) == 1
+    (last,) = [piece for piece in stderr.pieces if piece.startswith("error:")]
+    assert last.startswith(f"error: no folder {tmp_path}/[red]none[/]: give the folder")
+    assert last.endswith("\n")
+
+
+def test_a_field_is_one_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    stdout = Writes()
+    monkeypatch.setattr(sys, "stdout", stdout)
+    print_field("rows", "5 [bold]")
+    assert [piece for piece in stdout.pieces if piece] == ["rows        5 [bold]\n"]
