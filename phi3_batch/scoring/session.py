@@ -4,6 +4,7 @@ Nothing else in the package touches ``sparkContext``, so that the rest runs over
 """
 
 import contextlib
+import logging
 import os
 import re
 import sys
@@ -13,9 +14,10 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from delta import configure_spark_with_delta_pip
+from py4j import java_gateway
 from py4j.protocol import Py4JError
 from pyspark import SparkConf, SparkContext, inheritable_thread_target
 from pyspark.errors import AnalysisException, PySparkAttributeError, PySparkRuntimeError
@@ -47,10 +49,11 @@ def get_session() -> SparkSession:
     active = SparkSession.getActiveSession()
     if active is not None:
         session = active
-    elif "PYSPARK_GATEWAY_PORT" in os.environ:  # spark-submit has started the JVM already
-        session = _submitted_session()
     else:
-        session = _local_session()
+        # spark-submit has started the JVM already
+        submitted = "PYSPARK_GATEWAY_PORT" in os.environ
+        session = _submitted_session() if submitted else _local_session()
+        _leave_a_dead_jvm_to_us(session.sparkContext)
     _check_delta(session)
     return session
 
@@ -190,6 +193,23 @@ def _why_not_started(log: Path) -> str:
             f" the first start): check the network or ~/.ivy2.5.2, the log is {log}"
         )
     return f"Spark did not start, its log is {log}"
+
+
+def _leave_a_dead_jvm_to_us(context: SparkContext) -> None:
+    """Keep tracebacks off stderr of which the exception says all, and the job one line.
+
+    When the JVM dies, py4j logs a traceback besides raising the exception, and so it does at
+    Ctrl-C; pyspark's server of accumulators prints one of its own.
+    """
+    logging.getLogger().addFilter(lambda record: record.pathname != java_gateway.__file__)
+    server = context._accumulatorServer
+    handle_error = server.handle_error
+
+    def handle_error_but_the_end(request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), EOFError | ConnectionError):
+            handle_error(request, client_address)
+
+    server.handle_error = handle_error_but_the_end  # type: ignore[method-assign]
 
 
 def _check_delta(session: SparkSession) -> None:
