@@ -7,8 +7,10 @@ import contextlib
 import logging
 import os
 import re
+import signal
 import sys
 import tempfile
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -148,7 +150,8 @@ def _local_session() -> SparkSession:
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     handle, name = tempfile.mkstemp(prefix="phi3-batch-spark-", suffix=".log")
     try:
-        with _stderr_to(handle):  # the JVM inherits it: Ivy's report and Spark's log go there
+        # the JVM inherits it: Ivy's report and Spark's log go there
+        with _no_jvm_left_behind(), _stderr_to(handle):
             return configure_spark_with_delta_pip(builder).getOrCreate()
     except PySparkRuntimeError as error:
         raise EnvironmentProblemError(_why_not_started(Path(name))) from error
@@ -171,6 +174,24 @@ def _local_settings(master: str) -> dict[str, str]:
         "spark.driver.host": "localhost",
         "spark.driver.bindAddress": "127.0.0.1",
     }
+
+
+@contextlib.contextmanager
+def _no_jvm_left_behind() -> Iterator[None]:
+    """Kill the JVM when its start is interrupted: pyspark lets it wait for ever."""
+    before = _children()
+    try:
+        yield
+    except KeyboardInterrupt:
+        if SparkContext._gateway is None:  # else it ends with this process
+            for pid in _children() - before:
+                os.kill(pid, signal.SIGKILL)
+        raise
+
+
+def _children() -> set[int]:
+    listed = Path(f"/proc/self/task/{threading.get_native_id()}/children")
+    return {int(pid) for pid in listed.read_text().split()} if listed.exists() else set()
 
 
 @contextlib.contextmanager

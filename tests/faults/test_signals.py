@@ -14,6 +14,7 @@ from tests.faults.harness import (
     assert_each_row_once,
     chunk_commits,
     distinct_rows,
+    find_below,
     is_there,
     read_table,
     to_int,
@@ -65,6 +66,18 @@ def test_sigterm_leaves_whole_chunks_and_says_how_many_rows(
     commits = chunk_commits(output)
     assert commits[: len(done)] == done
     assert sorted(commit.chunk for commit in commits) == list(range(4))
+
+
+def test_ctrl_c_while_spark_starts_leaves_no_jvm(
+    workplace: Workplace, samples: list[Sample]
+) -> None:
+    source = write_rows(distinct_rows(samples, 5), workplace.folder / "rows.jsonl")
+    job = workplace.start("--model", "models:/m", "--input", source, "--output", "out")
+    while not find_below(job.process.pid, "org.apache.spark.deploy.SparkSubmit"):
+        assert not job.ends_within(0.01), job.words()
+    job.process.send_signal(signal.SIGINT)
+    assert job.finish() == 130, job.words()  # which waits for all that write to its stdout
+    assert not [line for line in job.stderr if "Traceback" in line], job.words()
 
 
 def test_a_driver_jvm_that_dies_is_one_line_and_a_failed_run(
