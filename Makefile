@@ -8,6 +8,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
+# not compiled: most of what is installed is never imported
+INSTALL := $(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable
 
 .DELETE_ON_ERROR:
 .PHONY: help demo test faults lint bench bench-short clean
@@ -60,9 +62,9 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -m phi3_batch.environment
 	@echo "installing into $(VENV) (the first time takes some minutes)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	@$(INSTALL) .
 	@touch $@
 
 $(VENV)/installed-%: $(VENV)/installed
-	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[$*]'
+	@$(INSTALL) '.[$*]'
 	@touch $@

@@ -136,10 +136,7 @@ def endure_all(
     sees_answers: bool,
 ) -> list[Ordeal]:
     """Score the rows into one table after the other until there have been so many kills."""
-    killer, ordeals = (
-        Killer(Random(SEED), sees_answers=known.keys() == {row["prompt"] for row in rows}),
-        list[Ordeal](),
-    )
+    killer, ordeals = Killer(Random(SEED), sees_answers), list[Ordeal]()
     while killer.kills < kills:
         place = workplace.enter(f"table-{len(ordeals)}")
         ordeals.append(endure(killer, kills - killer.kills, place, model, rows, known))

@@ -25,11 +25,17 @@ def vacuum(spark: SparkSession) -> Callable[[str], None]:
     """Delete the rows of a table, and the files that had them."""
 
     def run(path: str) -> None:
-        setting = "spark.databricks.delta.retentionDurationCheck.enabled"
-        spark.conf.set(setting, "false")
+        settings = {
+            "spark.databricks.delta.retentionDurationCheck.enabled": "false",
+            # else VACUUM lists the folder in 10,000 tasks
+            "spark.sql.sources.parallelPartitionDiscovery.parallelism": "2",
+        }
+        for name, value in settings.items():
+            spark.conf.set(name, value)
         spark.sql(f"DELETE FROM delta.`{path}` WHERE id >= 0")
         spark.sql(f"VACUUM delta.`{path}` RETAIN 0 HOURS")
-        spark.conf.unset(setting)
+        for name in settings:
+            spark.conf.unset(name)
 
     return run
 
@@ -80,7 +86,7 @@ def test_a_row_that_hangs_is_found_and_costs_no_other(
     monkeypatch.setattr(udf, "_HANG_SECONDS", 10)
     monkeypatch.setattr(udf, "_SECONDS_PER_TOKEN", 0)
     monkeypatch.setattr(udf, "_HANG_FACTOR", 0)
-    prompts = ["sound", "sound too", "filler 1", "filler 2", "endless"]
+    prompts = ["sound", "sound too", "endless"]
     output = str(tmp_path / "out")
     assert score(log("hanging"), write_prompts(prompts), output) == 0
     rows = {row["prompt"]: row for row in read(output).collect()}
