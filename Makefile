@@ -20,8 +20,10 @@ help:
 demo: $(VENV)/installed
 	@$(BIN)/python jobs/demo.py
 
-# short-lived JVMs: compilers, of bytecode and of Spark's queries, cost them more than they give
-SHORT_LIVED := -XX:TieredStopAtLevel=1 -XX:+UseSerialGC \
+# Short-lived JVMs: compilers, of bytecode and of Spark's queries, cost them more than they give.
+# Java's own limit of compiled code is too small for Spark at this level: it would throw code away
+# and compile it again.
+SHORT_LIVED := -XX:TieredStopAtLevel=1 -XX:+UseSerialGC -XX:ReservedCodeCacheSize=256m \
   -Dspark.sql.codegen.wholeStage=false -Dspark.sql.codegen.factoryMode=NO_CODEGEN
 # what an archive does not fit, a JVM ignores; it need not say so in what tests read
 test: export JDK_JAVA_OPTIONS := $(SHORT_LIVED) \
