@@ -8,7 +8,9 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
-# not compiled: most of what is installed is never imported
+# Most of what is installed is never imported: it is not compiled now, but what is imported is, the
+# first time. Where that was forbidden, each of hundreds of processes would do it again.
+unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable
 
 .DELETE_ON_ERROR:
