@@ -1,24 +1,26 @@
 """Folders that are costly to make, kept on local disk for every process of the machine.
 
 A folder is made once, under a lock, and appears whole or not at all. Each time it is used it is
-compared with the digests that were taken when it was made: weights with a wrong byte in them
-would give wrong answers, and nothing else would say so.
+compared with the checksums that were taken when it was made: weights with a wrong byte in them
+would give wrong answers, and nothing else would say so. They guard against disks, not against
+people: who can write here can write checksums too. So they need not be cryptographic, which would
+take eight times as long.
 """
 
+import hashlib
+import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import xxhash
 from filelock import FileLock, Timeout
-
-from phi3_batch.engines.files import Manifest
-from phi3_batch.errors import InvalidModelError
 
 _logger = logging.getLogger(__name__)
 
-_DIGESTS = "digests.json"
+_CHECKSUMS = "checksums.json"
 _PART = ".part"  # of a folder's name while it is made
 _LOCK = ".lock"
 # longer than it takes to convert the largest Phi-3 on a slow disk
@@ -76,16 +78,16 @@ class FolderCache:
         try:
             part.mkdir()
             make(part)
-            names = sorted(file.name for file in part.iterdir())
-            (part / _DIGESTS).write_text(Manifest.of(part, names).to_json(), encoding="utf-8")
+            made = _checksums(part, sorted(file.name for file in part.iterdir()))
+            (part / _CHECKSUMS).write_text(json.dumps(made), encoding="utf-8")
             part.rename(folder)
         finally:
             shutil.rmtree(part, ignore_errors=True)
 
     def _evict(self, needed_bytes: int) -> None:
         """Remove what was not used for longest, until there is room below the limit."""
-        folders = [file.parent for file in self._root.glob(f"*/{_DIGESTS}")]
-        folders.sort(key=lambda folder: (folder / _DIGESTS).stat().st_mtime)
+        folders = [file.parent for file in self._root.glob(f"*/{_CHECKSUMS}")]
+        folders.sort(key=lambda folder: (folder / _CHECKSUMS).stat().st_mtime)
         sizes = [sum(file.stat().st_size for file in folder.iterdir()) for folder in folders]
         total = sum(sizes) + needed_bytes
         for folder, size in zip(folders, sizes, strict=True):
@@ -97,14 +99,22 @@ class FolderCache:
 
 def _is_sound(folder: Path) -> bool:
     """Whether a folder is there and as it was made; one that is counts as used."""
-    digests = folder / _DIGESTS
+    checksums = folder / _CHECKSUMS
     try:
-        made = Manifest.from_json(digests.read_text(encoding="utf-8"))
-        made.check_sizes(folder)
-        if Manifest.of(folder, made.files) != made:
+        made = json.loads(checksums.read_text(encoding="utf-8"))
+        if _checksums(folder, made) != made:
             return False
-    except (OSError, ValueError, InvalidModelError):
+    except (OSError, ValueError):
         return False
-    if os.access(digests, os.W_OK):
-        os.utime(digests)
+    if os.access(checksums, os.W_OK):
+        os.utime(checksums)
     return True
+
+
+def _checksums(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """XXH3 of files, by their names; takes as long as it takes to read them."""
+    checksums = {}
+    for name in names:
+        with (folder / name).open("rb") as file:
+            checksums[name] = hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
+    return checksums

@@ -36,6 +36,7 @@ _ONNX_PACKAGES = (
     "onnxruntime-genai",
     "openvino-genai",
     "platformdirs",
+    "xxhash",
 )
 _PIPELINE_PACKAGES = (*_PACKAGES, "torch", "transformers")
 # There are none of it for other processors, and the model does without.

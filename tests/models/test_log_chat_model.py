@@ -13,7 +13,7 @@ from phi3_batch.errors import InvalidModelError, InvalidParameterError
 
 REQUIRED = (
     *("mlflow", "tokenizers", "pandas", "numpy"),
-    *("filelock", "onnxruntime", "onnxruntime-genai", "platformdirs"),
+    *("filelock", "onnxruntime", "onnxruntime-genai", "platformdirs", "xxhash"),
 )
 INPUTS = (
     "['messages': Array({content: string (required), name: string (optional),"

@@ -37,7 +37,7 @@ def cache(root):
 
 def age(folder, seconds):
     then = time.time() - seconds
-    os.utime(folder / folder_cache._DIGESTS, (then, then))
+    os.utime(folder / folder_cache._CHECKSUMS, (then, then))
 
 
 def test_a_folder_is_made_once(cache, root):
@@ -77,11 +77,11 @@ def cut_short(file):
     file.write_bytes(file.read_bytes()[:-1])
 
 
-def unreadable_digests(file):
-    (file.parent / folder_cache._DIGESTS).write_bytes(b"{")
+def unreadable_checksums(file):
+    (file.parent / folder_cache._CHECKSUMS).write_bytes(b"{")
 
 
-@pytest.mark.parametrize("damage", [wrong_byte, cut_short, Path.unlink, unreadable_digests])
+@pytest.mark.parametrize("damage", [wrong_byte, cut_short, Path.unlink, unreadable_checksums])
 def test_a_damaged_folder_is_made_again_with_one_line(cache, caplog, damage):
     make = Maker()
     folder = cache.get("key", make, SIZE)
