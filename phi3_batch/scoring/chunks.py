@@ -4,7 +4,6 @@ A chunk whose job fails is tried once more. If it fails again, the request that 
 looked for by halving, gets an error of its own, and the chunk is scored without it.
 """
 
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -17,14 +16,14 @@ from pyspark.sql import Column, DataFrame, Observation, SparkSession, Window
 from pyspark.sql import functions as F
 
 from phi3_batch.errors import RowErrorCode, ScoringError
-from phi3_batch.scoring import commits, faults, identity, schema, tables
+from phi3_batch.scoring import commits, faults, identity, schema, session, tables
 from phi3_batch.scoring.columns import named
 from phi3_batch.scoring.faults import CrashLimit, Fault
 from phi3_batch.scoring.ledger import Commit, describe_commit, read_ledger
 from phi3_batch.scoring.plan import BUCKET, REFUSAL, REQUEST_ID, Chunk, ScoringPlan
 from phi3_batch.scoring.requests import refuse
 from phi3_batch.scoring.tasks import REQUESTS_PER_TASK, count_side_by_side, count_tasks
-from phi3_batch.scoring.udf import limit_idle_workers, model_udf
+from phi3_batch.scoring.udf import limit_idle_workers
 
 _COPY, _INPUTS, _RESULT = "__phi3_batch_copy", "__phi3_batch_inputs", "__phi3_batch_result"
 
@@ -73,7 +72,7 @@ class ChunkScorer:
         self._plan = plan
         self._run_id = run_id
         self._start: int | None = None  # version of the run's first commit
-        self._udf, self._read_result = model_udf(spark, plan.model)
+        self._udf = plan.udf.result()
         self._crash_limit = CrashLimit(sum(chunk.requests for chunk in plan.chunks))
         self._seconds_per_request: float | None = None  # of a slot
         largest = max((chunk.requests for chunk in plan.to_do), default=0)
@@ -245,7 +244,7 @@ class ChunkScorer:
         once = asked.dropDuplicates([REQUEST_ID, _COPY])
         # copies come to the model in one task and in their order, on any number of processors
         placed = once.repartition(tasks, REQUEST_ID).sortWithinPartitions(REQUEST_ID, _COPY)
-        return placed.withColumn(_RESULT, self._udf(F.col(_INPUTS))).drop(_INPUTS)
+        return placed.withColumn(_RESULT, self._udf.ask(F.col(_INPUTS))).drop(_INPUTS)
 
     def _rows(
         self, work: DataFrame, tasks: int, culprits: Mapping[str, tuple[RowErrorCode, str]]
@@ -285,7 +284,7 @@ class ChunkScorer:
         return rows.observe(of_rows, *by_code), of_rows, of_requests
 
     def _answer_columns(self) -> list[Column]:
-        return self._added(self._read_result(F.col(_RESULT)))
+        return self._added(self._udf.read(F.col(_RESULT)))
 
     def _added(self, columns: Mapping[str, Column]) -> list[Column]:
         # a response that is not kept must not meet an input column of that name
@@ -321,18 +320,10 @@ class ChunkScorer:
 
 def _observed(observation: Observation) -> dict[str, Any] | None:
     """The counts of a write; None where Delta dropped it, for which Spark would wait for ever."""
-    counts: list[dict[str, Any]] = []
-
-    def get() -> None:
-        try:
-            counts.append(observation.get)
-        except Py4JError:  # the write was planned and dropped
-            return
-
-    waiting = threading.Thread(target=get, daemon=True)
-    waiting.start()
-    waiting.join(_OBSERVED_WITHIN_S)
-    return counts[0] if counts else None
+    try:
+        return session.in_background(lambda: observation.get).result(_OBSERVED_WITHIN_S)
+    except (TimeoutError, Py4JError):  # the latter where the write was planned and then dropped
+        return None
 
 
 def count_errors(chunks: Sequence[ScoredChunk]) -> Counter[str]:

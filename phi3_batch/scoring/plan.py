@@ -3,6 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from phi3_batch.scoring.outputs import OutputState
 from phi3_batch.scoring.requests import RowRequests, prompt_requests
 from phi3_batch.scoring.source import Source
 from phi3_batch.scoring.tables import InputTable, Location, WriteMode
+from phi3_batch.scoring.udf import ModelUdf, model_udf
 
 # Columns of `ScoringPlan.work`, beside the input's.
 REQUEST_ID = "__phi3_batch_request_id"
@@ -83,6 +85,7 @@ class ScoringPlan:
         options: what was asked for.
         input: the rows, pinned.
         model: what will score them.
+        udf: of the model, which MLflow takes a while to make.
         requests: what the model is asked for each row.
         pinned: the rows, each with its request's hash.
         work: those to score, with their hidden columns.
@@ -104,6 +107,7 @@ class ScoringPlan:
     options: ScoreOptions
     input: InputTable
     model: ScoringModel
+    udf: Future[ModelUdf]
     requests: RowRequests
     pinned: DataFrame
     work: DataFrame
@@ -229,6 +233,7 @@ def plan_scoring(
             retry_errors=options.retry_errors,
         )
     model = _load(found, table.rows, options, wrap_pipeline)
+    udf = session.in_background(lambda: model_udf(spark, model))
     requests = options.source.requests(model)
     work = rows.withColumns(
         {REFUSAL: requests.refusal, BUCKET: identity.bucket_of(F.col(REQUEST_ID))}
@@ -244,6 +249,7 @@ def plan_scoring(
         options=options,
         input=table,
         model=model,
+        udf=udf,
         requests=requests,
         pinned=pinned,
         work=work,

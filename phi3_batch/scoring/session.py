@@ -69,6 +69,20 @@ def task_slots(spark: SparkSession) -> int:
     return max(1, cores // int(spark.conf.get("spark.task.cpus", "1") or 1))
 
 
+def in_background(work: Callable[[], Result]) -> "Future[Result]":
+    """Start work that nobody has to wait for: the process may end before it does."""
+    future: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # for whoever asks for the result
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
+
+
 class JobPool:
     """Runs Spark jobs side by side, in threads that can be told to stop.
 

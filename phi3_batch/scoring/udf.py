@@ -1,8 +1,10 @@
 """MLflow's UDF of a model, and how its result becomes columns."""
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from typing import NamedTuple
 
 import mlflow
 import pandas as pd
@@ -13,7 +15,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.pandas.functions import pandas_udf
 from pyspark.sql.types import StructType
 
-from phi3_batch.errors import InvalidParameterError
+from phi3_batch.errors import EnvironmentProblemError, InvalidParameterError
 from phi3_batch.scoring import schema
 from phi3_batch.scoring.columns import named
 from phi3_batch.scoring.model import (
@@ -24,6 +26,7 @@ from phi3_batch.scoring.model import (
     quiet_about_local_environment,
 )
 from phi3_batch.scoring.requests import MESSAGES_INPUT, chat_requests, with_stand_ins
+from phi3_batch.scoring.tables import first_line
 from phi3_batch.scoring.tasks import REQUESTS_PER_TASK
 
 # An error of MLflow's schema enforcement quotes the data, unless this is set.
@@ -53,15 +56,30 @@ _READERS: dict[ModelKind, Callable[[Column], dict[str, Column]]] = {
 }
 
 
-def model_udf(
-    spark: SparkSession, model: ScoringModel
-) -> tuple[Callable[[Column], Column], Callable[[Column], dict[str, Column]]]:
-    """The model's UDF over a struct of its inputs, and how its result becomes output columns.
+class ModelUdf(NamedTuple):
+    """A model's UDF, in two parts.
 
-    The two come apart because the result must be a column of its own first: Spark runs a UDF
-    again for every expression that it is part of. On a cluster, each call ships the model.
+    The result must be a column of its own before it is read: Spark runs a UDF again for every
+    expression that it is part of.
+
+    Attributes:
+        ask: the model's result for a struct of its inputs.
+        read: the output columns of a result.
     """
-    return _mlflow_udf(spark, model, _WORKER_ENV), _READERS[model.kind]
+
+    ask: Callable[[Column], Column]
+    read: Callable[[Column], dict[str, Column]]
+
+
+def model_udf(spark: SparkSession, model: ScoringModel) -> ModelUdf:
+    """The UDF of a model; takes seconds, for MLflow copies the model twice.
+
+    On a cluster, each call ships the model.
+
+    Raises:
+        EnvironmentProblemError: there is no room for the copies.
+    """
+    return ModelUdf(_mlflow_udf(spark, model, _WORKER_ENV), _READERS[model.kind])
 
 
 def chat_udf(spark: SparkSession, model: ScoringModel) -> Callable[..., Column]:
@@ -176,16 +194,22 @@ def _mlflow_udf(
         params[USAGE_PARAM] = True
     if choice := os.environ.get(_ENGINE_VARIABLE):
         environment = {**environment, _ENGINE_VARIABLE: choice}
-    with quiet_about_local_environment():
-        udf: Callable[[Column], Column] = mlflow.pyfunc.spark_udf(
-            spark,
-            model.served_uri,
-            result_type=_RESULT_TYPES.get(model.kind, "string"),
-            env_manager="local",
-            # a chat has its parameters among its inputs
-            params=None if model.takes_messages else mlflow_params(params),
-            extra_env=dict(environment),
-        )
+    try:
+        with quiet_about_local_environment():
+            udf: Callable[[Column], Column] = mlflow.pyfunc.spark_udf(
+                spark,
+                model.served_uri,
+                result_type=_RESULT_TYPES.get(model.kind, "string"),
+                env_manager="local",
+                # a chat has its parameters among its inputs
+                params=None if model.takes_messages else mlflow_params(params),
+                extra_env=dict(environment),
+            )
+    except OSError as error:  # a full disk
+        raise EnvironmentProblemError(
+            f"MLflow cannot copy {model.uri} to {tempfile.gettempdir()}: {first_line(error)}."
+            " TMPDIR names another place"
+        ) from error
     return udf
 
 

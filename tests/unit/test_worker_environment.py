@@ -1,8 +1,11 @@
-"""What a job puts into the environment of its Python workers."""
+"""The UDF that MLflow is asked for: the environment of its workers, and room for its copies."""
+
+import errno
 
 import mlflow
 import pytest
 
+from phi3_batch.errors import EnvironmentProblemError
 from phi3_batch.scoring.model import ModelKind, ScoringModel
 from phi3_batch.scoring.udf import model_udf
 
@@ -39,3 +42,12 @@ def test_the_drivers_choice_of_engine_reaches_its_workers(environment, monkeypat
 def test_without_one_the_executors_own_environment_holds(environment, monkeypatch):
     monkeypatch.delenv("PHI3_BATCH_ENGINE", raising=False)
     assert "PHI3_BATCH_ENGINE" not in environment()
+
+
+def test_a_full_disk_is_one_line(monkeypatch):
+    def spark_udf(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(mlflow.pyfunc, "spark_udf", spark_udf)
+    with pytest.raises(EnvironmentProblemError, match=r"cannot copy models:/phi3/1 .*No space"):
+        model_udf(None, MODEL)
