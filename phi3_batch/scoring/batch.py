@@ -158,7 +158,7 @@ def run_scoring(
         rows_done=plan.total - sum(chunk.rows for chunk in plan.to_do),
         requests_left=sum(chunk.requests for chunk in plan.to_do),
     )
-    with worker_settings(spark, plan.model):
+    with worker_settings(spark, plan.model, plan.longest_request):
         job = _Job(spark, plan, run_id, budget, progress, on_progress, on_chunk)
         outcome = job.run()
         scored = outcome is not Outcome.INTERRUPTED and progress.requests_done

@@ -96,6 +96,7 @@ class ScoringPlan:
         state: what of the run is in the output already.
         total: rows of the run, those that are done included.
         refused: how many of them no model will see, by error code.
+        longest_request: characters of the longest of the others.
         chunks: those that have rows.
         chunk_count: the chunk of a row is its bucket modulo this.
         done: numbers of the chunks that are in the output.
@@ -118,6 +119,7 @@ class ScoringPlan:
     state: OutputState
     total: int
     refused: Mapping[str, int]
+    longest_request: int
     chunks: tuple[Chunk, ...]
     chunk_count: int
     done: frozenset[int]
@@ -239,7 +241,7 @@ def plan_scoring(
         {REFUSAL: requests.refusal, BUCKET: identity.bucket_of(F.col(REQUEST_ID))}
     )
     greedy = _greedy(model, requests)
-    counts = _count(work, greedy)
+    counts = _count(work, greedy, requests.characters())
     requests_in_all = sum(count.requests for count in counts)
     chunk_count = state.chunks or identity.chunk_count(requests_in_all)
     chunks = _chunks(counts, chunk_count)
@@ -260,6 +262,7 @@ def plan_scoring(
         state=state,
         total=sum(chunk.rows for chunk in chunks),
         refused=_sum_by_code(counts),
+        longest_request=max((count.longest or 0 for count in counts), default=0),
         chunks=chunks,
         chunk_count=chunk_count,
         done=done,
@@ -289,15 +292,17 @@ class _Count:
     code: str | None
     rows: int
     requests: int
+    longest: int | None
 
 
-def _count(work: DataFrame, greedy: Column) -> list[_Count]:
+def _count(work: DataFrame, greedy: Column, characters: Column) -> list[_Count]:
     """Rows by bucket and by what is wrong with them, and the requests that they make."""
     sound = F.col(REFUSAL).isNull()
     once = F.count_distinct(F.when(sound & greedy, F.col(REQUEST_ID)))
     counted = work.groupBy(BUCKET, F.col(REFUSAL)["code"].alias("code")).agg(
         F.count(F.lit(1)).alias("rows"),
         (once + F.count_if(sound & ~greedy)).alias("requests"),
+        F.max(F.when(sound, characters)).alias("longest"),
     )
     return [_Count(*row) for row in counted.collect()]
 

@@ -39,6 +39,10 @@ class RowRequests:
         """The inputs as one column; in a struct they have their names, which MLflow goes by."""
         return F.struct(*[column.alias(name) for name, column in self.inputs.items()])
 
+    def characters(self) -> Column:
+        """How long the inputs are, written out."""
+        return F.length(F.to_json(self.struct()))
+
 
 def prompt_requests(prompt: Column) -> RowRequests:
     """Raw prompts from a string column."""

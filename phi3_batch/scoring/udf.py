@@ -41,7 +41,8 @@ _KILL_IDLE = "spark.sql.execution.pyspark.udf.killOnIdleTimeout"
 # A worker that is silent for so long, and so many times what tasks take, is not slow: it hangs.
 _HANG_SECONDS = 600
 _HANG_FACTOR = 10
-_SECONDS_PER_TOKEN = 2
+_SECONDS_PER_TOKEN = 2  # that is generated
+_SECONDS_PER_CHARACTER = 0.1  # of what is read, where each may be a token
 
 _RESULT_TYPES: dict[ModelKind, StructType | str] = {
     ModelKind.CHAT: schema.CHAT_COMPLETION,
@@ -114,7 +115,9 @@ def chat_udf(spark: SparkSession, model: ScoringModel) -> Callable[..., Column]:
 
 
 @contextmanager
-def worker_settings(spark: SparkSession, model: ScoringModel) -> Iterator[None]:
+def worker_settings(
+    spark: SparkSession, model: ScoringModel, longest_request: int
+) -> Iterator[None]:
     """Spark's settings for Python workers while a job runs in the ``with`` block.
 
     Spark calls predict once for each Arrow batch. Batches of one row are what makes a model see
@@ -124,10 +127,12 @@ def worker_settings(spark: SparkSession, model: ScoringModel) -> Iterator[None]:
     Args:
         spark: the session.
         model: what the workers run.
+        longest_request: its characters.
     """
-    # until it is known what tasks take, no more than is plausible for the tokens they may generate
+    # until it is known what tasks take, no more than is plausible for what they read and generate
     tokens = model.params.get("max_tokens", model.defaults["max_tokens"])
-    seconds = _HANG_SECONDS + _SECONDS_PER_TOKEN * tokens * REQUESTS_PER_TASK
+    each = _SECONDS_PER_TOKEN * tokens + _SECONDS_PER_CHARACTER * longest_request
+    seconds = int(_HANG_SECONDS + each * REQUESTS_PER_TASK)
     settings = {_IDLE_LIMIT: f"{seconds}s", _KILL_IDLE: "true"}
     if model.one_row_at_a_time:
         settings["spark.sql.execution.arrow.maxRecordsPerBatch"] = "1"

@@ -85,6 +85,7 @@ def test_a_row_that_hangs_is_found_and_costs_no_other(
     # few workers have to be waited for
     monkeypatch.setattr(udf, "_HANG_SECONDS", 10)
     monkeypatch.setattr(udf, "_SECONDS_PER_TOKEN", 0)
+    monkeypatch.setattr(udf, "_SECONDS_PER_CHARACTER", 0)
     monkeypatch.setattr(udf, "_HANG_FACTOR", 0)
     prompts = ["sound", "sound too", "endless"]
     output = str(tmp_path / "out")
@@ -93,3 +94,18 @@ def test_a_row_that_hangs_is_found_and_costs_no_other(
     assert len(rows) == len(prompts)
     assert rows.pop("endless")["error"]["code"] == "worker_crashed"
     assert all(row["completion"] == prompt for prompt, row in rows.items())
+
+
+def test_a_worker_that_reads_long_prompts_does_not_count_as_one_that_hangs(
+    spark: SparkSession, model_uri: str, write_prompts: WritePrompts, tmp_path: Path
+) -> None:
+    source = write_prompts([SPAIN, "How long is this? " * 1_000, None])
+    options = ScoreOptions(
+        model_uri, Location(source), Location(str(tmp_path / "out")), generation={"max_tokens": 1}
+    )
+    plan = plan_scoring(spark, options, wrap_pipeline=wrap_pipeline)
+    with udf.worker_settings(spark, plan.model, plan.longest_request):
+        limit = spark.conf.get(udf._IDLE_LIMIT)
+    # 5,000 tokens of 512 prompts, of which a small machine reads 20 a second
+    assert limit is not None
+    assert int(limit.removesuffix("s")) > 512 * 5_000 / 20
