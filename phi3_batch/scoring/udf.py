@@ -89,6 +89,9 @@ def chat_udf(spark: SparkSession, model: ScoringModel) -> Callable[..., Column]:
     MLflow's own UDF fails a whole batch for one null; this one fills nulls in, and keeps from the
     model the rows that MLflow would refuse. They come out as what the model gives for a chat it
     cannot answer: the object ``error``, with the reason as finish_reason.
+
+    Raises:
+        EnvironmentProblemError: there is no room for MLflow's copies of the model.
     """
     udf = _mlflow_udf(spark, model, _NO_DATA_IN_ERRORS)
 
