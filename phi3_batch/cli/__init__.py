@@ -54,13 +54,16 @@ def _one_line(error: Exception) -> str | None:
     if isinstance(error, Phi3BatchError):
         return str(error)
     from mlflow.exceptions import MlflowException
-    from py4j.protocol import Py4JError
+    from py4j.protocol import Py4JError, Py4JNetworkError
     from pyspark.errors import PySparkException
 
+    from phi3_batch.scoring import faults
     from phi3_batch.scoring.tables import first_line
 
     if isinstance(error, MlflowException):  # a store that does not answer, a name it refuses
         return f"MLflow: {first_line(error)}"
+    if isinstance(error, Py4JNetworkError | ConnectionError):  # Spark's JVM has died
+        return faults.why(error)
     if isinstance(error, PySparkException | Py4JError):  # a file that has gone, a full disk
         return f"Spark: {first_line(error)}"
     return None

@@ -213,6 +213,8 @@ def _mlflow_udf(
                 params=None if model.takes_messages else mlflow_params(params),
                 extra_env=dict(environment),
             )
+    except ConnectionError:  # to a JVM that has died; an OSError too
+        raise
     except OSError as error:  # a full disk
         raise EnvironmentProblemError(
             f"MLflow cannot copy {model.uri} to {tempfile.gettempdir()}: {first_line(error)}."

@@ -8,6 +8,7 @@ import pytest
 
 from phi3_batch.cli import main
 from phi3_batch.cli.console import print_field
+from phi3_batch.scoring import session
 
 
 class Writes(io.StringIO):
@@ -39,3 +40,18 @@ def test_a_field_is_one_write(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", stdout)
     print_field("rows", "5 [bold]")
     assert [piece for piece in stdout.pieces if piece] == ["rows        5 [bold]\n"]
+
+
+def test_a_jvm_that_dies_between_two_questions_is_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def get_session() -> None:
+        raise ConnectionRefusedError(111, "Connection refused")
+
+    stderr = Writes()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    monkeypatch.setattr(session, "get_session", get_session)
+    options = ["--model", "models:/phi3/1", "--input", "in", "--output", "out"]
+    assert main(["score", *options]) == 1
+    (line,) = [piece for piece in stderr.pieces if piece.startswith("error:")]
+    assert line.startswith("error: Spark's driver JVM is gone (killed, or out of memory:")

@@ -51,3 +51,12 @@ def test_a_full_disk_is_one_line(monkeypatch):
     monkeypatch.setattr(mlflow.pyfunc, "spark_udf", spark_udf)
     with pytest.raises(EnvironmentProblemError, match=r"cannot copy models:/phi3/1 .*No space"):
         model_udf(None, MODEL)
+
+
+def test_a_dead_jvm_is_no_full_disk(monkeypatch):
+    def spark_udf(*_, **__):
+        raise ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
+
+    monkeypatch.setattr(mlflow.pyfunc, "spark_udf", spark_udf)
+    with pytest.raises(ConnectionRefusedError):
+        model_udf(None, MODEL)
