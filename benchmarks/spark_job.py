@@ -2,6 +2,7 @@
 
     python benchmarks/spark_job.py
     python benchmarks/spark_job.py --workloads WS   # without the 1,400 rows of T
+    python benchmarks/spark_job.py --workloads T --rows 170  # ten minutes without AMX
 
 The rows are a Delta table of messages and a max_tokens of their own. What is timed is the command
 `phi3-batch score` as users run it, in a process of its own, from Python's start to its end; and
@@ -33,8 +34,8 @@ BARE = "our OpenVINO"  # what the logged model chooses by itself
 SHARE_OF_RATE = "job's rate, of the bare engine's"
 
 
-def prepare(store: Path, names: str) -> None:
-    """Log the model, and write the tables."""
+def prepare(store: Path, names: str, count: int | None) -> None:
+    """Log the model, and write the tables of so many rows, all where it is None."""
     from phi3_batch import log_chat_model
     from phi3_batch.scoring.session import get_session
 
@@ -42,9 +43,8 @@ def prepare(store: Path, names: str) -> None:
     spark = get_session()
     schema = "id long, messages array<struct<role: string, content: string>>, max_tokens long"
     for name in names:
-        rows = [
-            (index, _messages(row), row.max_tokens) for index, row in enumerate(workload(name).rows)
-        ]
+        taken = workload(name).take(count).rows
+        rows = [(index, _messages(row), row.max_tokens) for index, row in enumerate(taken)]
         table = spark.createDataFrame(rows, schema)
         table.write.format("delta").save(str(store / f"{name}-in"))
     spark.stop()
@@ -109,15 +109,16 @@ def job(store: Path, name: str, started: float) -> dict[str, Any]:
     return {
         "seconds": seconds | {"engine": sum(calls)},
         "tokens": sum(row["completion_tokens"] for row in rows),
+        "rows": len(rows),
         "chunks": len({row["scored_at"] for row in rows}),
         "calls": len(calls),
     }
 
 
-def bare(name: str) -> dict[str, Any]:
-    """The engine alone, all rows in one call."""
+def bare(name: str, count: int | None) -> dict[str, Any]:
+    """The engine alone, so many rows in one call."""
     engine = CONTENDERS[BARE](RANDOM_PHI3)
-    rows = workload(name)
+    rows = workload(name).take(count)
     engine.answer([rows.warm_up])
     started = time.perf_counter()
     tokens = engine.answer(rows.rows)
@@ -139,12 +140,11 @@ def child(store: Path, *arguments: str) -> dict[str, Any]:
     return json.loads(lines[-1]) if lines else {}
 
 
-def compare(store: Path, name: str) -> dict[str, str]:
+def compare(store: Path, name: str, size: list[str]) -> dict[str, str]:
     """One workload, as a column of the table."""
-    one_call = child(store, "--bare", name)
+    one_call = child(store, "--bare", name, *size)
     done = child(store, "--job", name)
     seconds, rate = done["seconds"], one_call["tokens"] / one_call["seconds"]
-    rows = len(workload(name).rows)
     accounted = ("Python and imports", "session", "plan", "scoring", "report")
 
     def of_rate(taken: float) -> str:
@@ -154,7 +154,7 @@ def compare(store: Path, name: str) -> dict[str, str]:
         return f"{taken:.1f} s"
 
     return {
-        "rows, chunks, calls of the engine": f"{rows:,}, {done['chunks']}, {done['calls']}",
+        "rows, chunks, calls of the engine": f"{done['rows']:,}, {done['chunks']}, {done['calls']}",
         "bare engine, one call": f"{at(one_call['seconds'])}, {rate:.1f} tok/s",
         "whole command": at(seconds["command"]),
         "  Python and imports": at(seconds["Python and imports"]),
@@ -178,6 +178,7 @@ def main() -> None:
     """Prepare, measure, print one table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workloads", default="WST", help="some of them, as in WS")
+    parser.add_argument("--rows", type=int, help="so many of each, short and long ones; else all")
     for part in ("--store", "--prepare", "--job", "--bare"):
         parser.add_argument(part, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -185,12 +186,13 @@ def main() -> None:
         _run_part(options)
         return
     random_phi3()
+    size = ["--rows", str(options.rows)] if options.rows else []
     models = HERE / ".models"
     console = Console(width=160)
     with tempfile.TemporaryDirectory(dir=models) as scratch:
         store = Path(scratch)
-        child(store, "--prepare", options.workloads)
-        columns = {name: compare(store, name) for name in options.workloads}
+        child(store, "--prepare", options.workloads, *size)
+        columns = {name: compare(store, name, size) for name in options.workloads}
     table = Table(title=f"phi3-batch score against {BARE}", title_justify="left")
     table.add_column("", no_wrap=True)
     for name in columns:
@@ -204,11 +206,11 @@ def _run_part(options: argparse.Namespace) -> None:
     started = float(sys.stdin.read())
     store = Path(options.store)
     if options.prepare:
-        prepare(store, options.prepare)
+        prepare(store, options.prepare, options.rows)
     elif options.job:
         print(json.dumps(job(store, options.job, started)))
     else:
-        print(json.dumps(bare(options.bare)))
+        print(json.dumps(bare(options.bare, options.rows)))
 
 
 if __name__ == "__main__":
