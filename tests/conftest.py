@@ -1,6 +1,7 @@
 """What all tests share: the embedded model, and the answers that it knows."""
 
 import json
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,9 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 SAMPLE_DATA = REPOSITORY / "sample_data"
 TINY_MODEL = SAMPLE_DATA / "phi3-tiny-int4"
 TINY_CHECKPOINT = SAMPLE_DATA / "phi3-tiny"
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and whatever they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -235,14 +234,6 @@ def test_a_builder_that_was_killed_is_told_what_it_needs(target, run_instead):
     assert names(target.parent) == set()
 
 
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """Ctrl-C as a user's process takes it; pytest-xdist's workers ignore it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 def is_running(pid: str) -> bool:
     """Whether there is such a process that is not a zombie."""
     try:
@@ -252,7 +243,6 @@ def is_running(pid: str) -> bool:
     return state != "Z"
 
 
-@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_ends_the_builder_and_leaves_nothing(target, run_instead, tmp_path):
     note = tmp_path / "pid"
     run_instead(
