@@ -58,7 +58,8 @@ class Workload:
     def take(self, count: int | None) -> "Workload":
         """So many rows in place of all, short and long ones in the same proportions.
 
-        For the engines whose rate does not depend on how many rows there are.
+        For the engines whose rate does not depend on how many rows there are, and for machines on
+        which all would take too long.
         """
         if count is None or count >= len(self.rows):
             return self
