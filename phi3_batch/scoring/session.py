@@ -34,6 +34,13 @@ _DEFAULTS = {
     # at INFO, Delta logs the statistics of its files: the beginnings of prompts and completions
     "spark.log.level": "WARN",
 }
+# What Delta Lake depends on and Spark has: 73 of 86 MB, which would be fetched at the first start
+# and copied at each one, for Spark's own are found first.
+_SPARK_HAS = (
+    *("org.apache.*:*", "com.fasterxml.jackson.core:*", "org.slf4j:*", "commons-*:*"),
+    *("com.github.luben:*", "org.xerial.snappy:*", "io.airlift:*", "org.roaringbitmap:*"),
+    *("org.locationtech.jts:*", "com.google.code.findbugs:*"),
+)
 _APP_NAME = "phi3-batch"
 
 Result = TypeVar("Result")
@@ -161,6 +168,7 @@ def _local_session() -> SparkSession:
     builder = SparkSession.builder.appName(_APP_NAME).master(f"local[{cores}]")
     for key, value in (_DEFAULTS | _local_settings(f"local[{cores}]")).items():
         builder = builder.config(key, value)
+    builder = builder.config("spark.jars.excludes", ",".join(_SPARK_HAS))
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     handle, name = tempfile.mkstemp(prefix="phi3-batch-spark-", suffix=".log")
     try:
