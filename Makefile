@@ -48,6 +48,7 @@ bench: $(VENV)/installed-build
 	$(BIN)/python benchmarks/engines.py
 	$(BIN)/python benchmarks/decode_step.py
 	$(BIN)/python benchmarks/agreement.py
+	$(BIN)/python benchmarks/full_size.py
 	$(BIN)/python benchmarks/spark_job.py
 	$(BIN)/python benchmarks/speed_plot.py
 	$(BIN)/python benchmarks/two_worlds.py

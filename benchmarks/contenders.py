@@ -196,7 +196,7 @@ class OurOpenVINO(OurEngine):
 
     def cache_bytes(self) -> int:
         """As its pipeline tells after the rows."""
-        return _used_cache_bytes(self._engine._pipeline)
+        return used_cache_bytes(self._engine._pipeline)
 
 
 class OurOpenVINOFromScratch(OurOpenVINO):
@@ -238,10 +238,10 @@ class RawOpenVINO(Contender):
 
     def cache_bytes(self) -> int:
         """As the pipeline tells after the rows."""
-        return _used_cache_bytes(self._pipeline)
+        return used_cache_bytes(self._pipeline)
 
 
-def _used_cache_bytes(pipeline: "ContinuousBatchingPipeline") -> int:
+def used_cache_bytes(pipeline: "ContinuousBatchingPipeline") -> int:
     """The part of the cache that was ever used; the rest of it is not in memory."""
     metrics = pipeline.get_metrics()
     return int(metrics.kv_cache_size_in_bytes * metrics.max_cache_usage / 100)
