@@ -37,9 +37,16 @@ _DEFAULTS = {
 # What Delta Lake depends on and Spark has: 73 of 86 MB, which would be fetched at the first start
 # and copied at each one, for Spark's own are found first.
 _SPARK_HAS = (
-    *("org.apache.*:*", "com.fasterxml.jackson.core:*", "org.slf4j:*", "commons-*:*"),
-    *("com.github.luben:*", "org.xerial.snappy:*", "io.airlift:*", "org.roaringbitmap:*"),
-    *("org.locationtech.jts:*", "com.google.code.findbugs:*"),
+    "org.apache.*:*",
+    "com.fasterxml.jackson.core:*",
+    "org.slf4j:*",
+    "commons-*:*",
+    "com.github.luben:*",
+    "org.xerial.snappy:*",
+    "io.airlift:*",
+    "org.roaringbitmap:*",
+    "org.locationtech.jts:*",
+    "com.google.code.findbugs:*",
 )
 _APP_NAME = "phi3-batch"
 
