@@ -1,5 +1,6 @@
 """The converted model of a folder, from the machine's cache, or made where there is no room."""
 
+import ctypes
 import hashlib
 import logging
 import os
@@ -55,6 +56,17 @@ def converted_model(folder: ModelFolder, manifest: Manifest) -> Iterator[Path]:
 
 def _make(folder: ModelFolder, target: Path) -> None:
     write_model(convert(folder), folder, target)
+    _give_back_freed_memory()
+
+
+def _give_back_freed_memory() -> None:
+    """Return to the system what the C library keeps for later: of Phi-3-mini's tensors, 1.4 GB.
+
+    They are freed by now, and what comes next, the runtime's own weights, does not reuse them.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim:
+        trim(0)
 
 
 def _roots() -> list[Path]:

@@ -1,4 +1,5 @@
 import logging
+import os
 import platform
 import sys
 import weakref
@@ -12,6 +13,11 @@ from phi3_batch.engines.openvino import MODEL_BIN, OpenVINOEngine
 from phi3_batch.errors import EngineError, InvalidParameterError, UnsupportedModelError
 
 OPENVINO, ONNXRUNTIME = "openvino-genai ", "onnxruntime-genai "
+
+
+def resident_bytes():
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def load(path, choice="auto"):
@@ -166,6 +172,23 @@ def test_the_converted_model_is_kept_for_the_next_process(
     unknown_graph(monkeypatch)  # another conversion would fail
     answers = load(tiny_folder.path, "openvino").generate(requests_of_samples[:20])
     assert [answer.text for answer in answers] == [sample.answer for sample in samples[:20]]
+
+
+def test_what_a_conversion_has_let_go_of_is_no_longer_in_memory(
+    monkeypatch, cache_root, tiny_folder
+):
+    convert, full, last = openvino_cache.convert, 0, []
+
+    def convert_with_many_tensors(folder):
+        nonlocal full
+        tensors = [b"x" * 100_000 for _ in range(2_000)]  # too small for pages of their own
+        last.append(tensors[-1])  # at the heap's end: what is below stays with the process
+        full = resident_bytes()
+        return convert(folder)
+
+    monkeypatch.setattr(openvino_cache, "convert", convert_with_many_tensors)
+    with openvino_cache.converted_model(tiny_folder, tiny_folder.read_manifest()):
+        assert resident_bytes() < full - 100_000_000
 
 
 def test_a_damaged_converted_model_is_repaired_with_one_line(
