@@ -1,5 +1,6 @@
 """Jobs as real processes, what they say, what they run on, and what they leave in a table."""
 
+import contextlib
 import json
 import os
 import re
@@ -267,6 +268,24 @@ def find_workers(ancestor: int) -> list[int]:
     daemons = [process for process in _below(ancestor) if "pyspark.daemon" in process.command]
     pids = {process.pid for process in daemons}
     return [process.pid for process in daemons if process.parent in pids]
+
+
+def await_busy_worker(ancestor: int, job: "Job") -> int:
+    """Wait for a Python worker that computes half a second long; returns its process id."""
+    since: dict[int, float] = {}
+    while not job.ends_within(0.05):
+        for pid in find_workers(ancestor):
+            with contextlib.suppress(OSError):  # it has ended in the meantime
+                used_s = _processor_seconds(pid)
+                if used_s > since.setdefault(pid, used_s) + 0.5:
+                    return pid
+    raise AssertionError(job.words())
+
+
+def _processor_seconds(pid: int) -> float:
+    # https://docs.kernel.org/filesystems/proc.html: user and system time
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
 
 
 # tables

@@ -10,9 +10,12 @@ from pathlib import Path
 from phi3_batch.scoring.session import delta_package
 from tests.conftest import REPOSITORY, Sample
 from tests.faults.harness import (
+    Job,
     Workplace,
     asked_in_tasks,
     assert_each_row_once,
+    await_busy_worker,
+    compare,
     distinct_rows,
     find_below,
     write_rows,
@@ -36,20 +39,18 @@ def await_executor(killed: set[int]) -> int:
     raise AssertionError("there is no executor")
 
 
-def test_executors_that_are_killed(
-    noting_uri: str, cluster: str, workplace: Workplace, samples: list[Sample]
-) -> None:
-    rows = distinct_rows(samples, 1_200)
-    source, output = write_rows(rows, workplace.folder / "rows.jsonl"), workplace.folder / "out"
+def submit(
+    cluster: str, workplace: Workplace, model: str, source: Path, **variables: object
+) -> Job:
+    """Score a file into the table ``out``, with more variables in the executors' environment."""
     settings = {
         "spark.executor.cores": CORES,
         "spark.executor.memory": "1g",
         "spark.driver.host": "127.0.0.1",
-        "spark.executorEnv.ASKED_LOG": workplace.asked_log,
-        "spark.executorEnv.PAUSE_MS": 10,
+        **{f"spark.executorEnv.{name}": value for name, value in variables.items()},
     }
     pythons = dict.fromkeys(("PYSPARK_PYTHON", "PYSPARK_DRIVER_PYTHON"), sys.executable)
-    job = workplace.start_command(
+    return workplace.start_command(
         [
             str(Path(sys.executable).with_name("spark-submit")),
             *("--master", cluster, "--packages", delta_package()),
@@ -59,10 +60,18 @@ def test_executors_that_are_killed(
                 for part in ("--conf", "{}={}".format(*setting))
             ),
             str(REPOSITORY / "jobs" / "score_batch.py"),
-            *("--model", noting_uri, "--input", str(source), "--output", str(output)),
+            *("--model", model, "--input", str(source), "--output", str(workplace.folder / "out")),
         ],
         **pythons,
     )
+
+
+def test_executors_that_are_killed(
+    noting_uri: str, cluster: str, workplace: Workplace, samples: list[Sample]
+) -> None:
+    rows = distinct_rows(samples, 1_200)
+    source = write_rows(rows, workplace.folder / "rows.jsonl")
+    job = submit(cluster, workplace, noting_uri, source, ASKED_LOG=workplace.asked_log, PAUSE_MS=10)
     killed: set[int] = set()
     for share in (0, 1 / 3):  # of the rows
         at_work = job.await_progress(partial(is_beyond, share))
@@ -79,4 +88,20 @@ def test_executors_that_are_killed(
         f" answered for {len(rows):,}"
     )
     assert answered > len(rows)  # else nothing was lost that had to be done again
-    assert_each_row_once(rows, output)
+    assert_each_row_once(rows, workplace.folder / "out")
+
+
+def test_an_executor_that_is_killed_with_an_engine_in_it(
+    model_uri: str, cluster: str, workplace: Workplace, samples: list[Sample]
+) -> None:
+    rows = distinct_rows(samples, 1_200)
+    source = write_rows(rows, workplace.folder / "rows.jsonl")
+    job = submit(cluster, workplace, model_uri, source)
+    assert job.await_progress(partial(is_beyond, 0)), job.words()
+    await_busy_worker(os.getpid(), job)
+    os.kill(await_executor(set()), signal.SIGKILL)
+    assert job.finish() == 0, job.words()
+    found = compare(
+        rows, workplace.folder / "out", {sample.prompt: sample.answer for sample in samples}
+    )
+    assert found.ok, found

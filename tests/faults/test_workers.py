@@ -4,12 +4,16 @@ import os
 import signal
 from random import Random
 
+import pytest
+
 from tests.conftest import Sample
 from tests.faults.harness import (
     Job,
     Workplace,
     asked_in_tasks,
     assert_each_row_once,
+    await_busy_worker,
+    compare,
     distinct_rows,
     find_workers,
     write_rows,
@@ -48,3 +52,20 @@ def test_workers_that_die_by_chance_are_nobody_s_fault(
     assert killed == KILLS
     assert_each_row_once(rows, output)
     assert job.field("errors") == "0"
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime-genai"])
+def test_a_worker_that_dies_with_an_engine_in_it_costs_no_row(
+    engine: str, model_uri: str, workplace: Workplace, samples: list[Sample]
+) -> None:
+    rows = distinct_rows(samples, 1_200)
+    source, output = write_rows(rows, workplace.folder / "rows.jsonl"), workplace.folder / "out"
+    job = workplace.start(
+        *("--model", model_uri, "--input", source, "--output", output), PHI3_BATCH_ENGINE=engine
+    )
+    assert job.await_progress(lambda done, _: done > 0), job.words()
+    os.kill(await_busy_worker(job.process.pid, job), signal.SIGKILL)
+    assert job.finish() == 0, job.words()
+    assert job.field("retries"), job.words()
+    assert job.field("errors") == "0"
+    assert compare(rows, output, {sample.prompt: sample.answer for sample in samples}).ok
