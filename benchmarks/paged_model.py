@@ -12,7 +12,7 @@ import numpy as np
 from contenders import THREADS
 
 from phi3_batch.engines.kv_budget import BLOCK_TOKENS
-from phi3_batch.engines.openvino import MODEL_XML
+from phi3_batch.engines.openvino import MODEL_XML, kv_cache_precision
 from phi3_batch.engines.openvino_runtime import openvino
 
 
@@ -52,10 +52,9 @@ class PagedModel:
         _choose_tokens_before_lm_head(model)
         if expand_weights:
             _expand_weights(model)
-        precision = openvino.Core().get_property("CPU", "INFERENCE_PRECISION_HINT")
         settings = {
             "INFERENCE_NUM_THREADS": THREADS,
-            "KV_CACHE_PRECISION": precision,
+            "KV_CACHE_PRECISION": kv_cache_precision(),
             **(properties or {}),
         }
         compiled = openvino.Core().compile_model(model, "CPU", settings)

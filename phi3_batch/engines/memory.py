@@ -20,7 +20,7 @@ BATCH_ROWS = 16
 BATCH_TOKENS = 8192
 
 _FLOAT32_BYTES = 4
-_BFLOAT16_BYTES = 2
+_FLOAT16_BYTES = 2
 
 # OpenVINO's cache takes what memory there is, within bounds: room for the context of Phi-3-mini,
 # and none for more than the other. From 32 rows on a step takes as long for more, and a prefix
@@ -67,8 +67,7 @@ def openvino_memory_bytes(
 ) -> int:
     """About what a process takes that runs an ONNX build by OpenVINO, with rows enough at a time.
 
-    With less memory it runs fewer rows at a time; with more, up to 65,536 tokens of them. On
-    processors without bfloat16 a token takes twice as much.
+    With less memory it runs fewer rows at a time; with more, up to 65,536 tokens of them.
 
     Args:
         files_bytes: of the build.
@@ -79,7 +78,7 @@ def openvino_memory_bytes(
     most = max(limits.context_length, MOST_CACHE_TOKENS)
     wanted = _OPENVINO_ROWS * min(tokens, limits.context_length)
     cached = min(max(wanted, FEWEST_CACHE_TOKENS), most)
-    cache = cached * dimensions.cache_values_per_token * _BFLOAT16_BYTES
+    cache = cached * dimensions.cache_values_per_token * _FLOAT16_BYTES
     # weights as the file has them and as they are multiplied, which the embedding is not
     embedding = limits.vocab_size * dimensions.hidden_size * _FLOAT32_BYTES
     return _ONNX_PROCESS_BYTES + files_bytes + max(0, files_bytes - embedding) + cache

@@ -14,7 +14,7 @@ from phi3_batch.engines import Limits, kv_budget, openvino
 from phi3_batch.engines.kv_budget import BLOCK_TOKENS, blocks_for, cache_blocks
 from phi3_batch.engines.openvino import MODEL_BIN, MODEL_XML, OpenVINOEngine, write_model
 from phi3_batch.engines.openvino_graph import convert
-from phi3_batch.engines.openvino_row import CACHE_TOO_SMALL, generation_config
+from phi3_batch.engines.openvino_row import CACHE_TOO_SMALL, Companions, generation_config
 from phi3_batch.engines.openvino_runtime import ContinuousBatchingPipeline
 from phi3_batch.engines.threads import thread_count
 from phi3_batch.errors import EngineError, RowErrorCode
@@ -277,6 +277,13 @@ def test_the_cache_is_as_large_as_the_memory_and_no_larger_than_is_of_use(tiny_f
     assert cache_blocks(tiny_folder, 2, memory_bytes=10**13) == blocks_for(65536)
     longer = replace(tiny_folder, context_length=131072)
     assert cache_blocks(longer, 2, memory_bytes=10**13) == blocks_for(131072)
+
+
+def test_a_key_and_a_value_take_two_bytes_each_whatever_the_processor(new_openvino, tiny_folder):
+    engine = new_openvino(memory_bytes=0)
+    blocks = engine._blocks + 2 * Companions.ROWS * blocks_for(Companions.TOKENS)
+    values = BLOCK_TOKENS * tiny_folder.dimensions.cache_values_per_token
+    assert engine._pipeline.get_metrics().kv_cache_size_in_bytes == blocks * values * 2
 
 
 def test_a_prompt_that_the_cache_cannot_hold_fails_alone(

@@ -68,4 +68,5 @@ def test_a_worker_that_dies_with_an_engine_in_it_costs_no_row(
     assert job.finish() == 0, job.words()
     assert job.field("retries"), job.words()
     assert job.field("errors") == "0"
+    assert (job.field("engine") or "").startswith(engine)
     assert compare(rows, output, {sample.prompt: sample.answer for sample in samples}).ok
