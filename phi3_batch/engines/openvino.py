@@ -57,7 +57,7 @@ def kv_cache_precision() -> openvino.Type:
     """In what keys and values are kept on this machine: 16 bits.
 
     They are kept as they are computed where that is bfloat16, and else in float16: that halves
-    the cache, in the same time, and logits hardly change (docs/benchmarks.md). In 8 bits, the
+    the cache, for the same work, and logits hardly change (docs/benchmarks.md). In 8 bits, the
     runtime's default, a prompt's logits would depend on what of it was in the cache.
     """
     computed = openvino.Core().get_property("CPU", "INFERENCE_PRECISION_HINT")
