@@ -13,6 +13,7 @@ from contenders import THREADS
 
 from phi3_batch.engines.kv_budget import BLOCK_TOKENS
 from phi3_batch.engines.openvino import MODEL_XML, kv_cache_precision
+from phi3_batch.engines.openvino_int4 import Int4Linear, use_threads
 from phi3_batch.engines.openvino_runtime import openvino
 
 
@@ -47,7 +48,10 @@ class PagedModel:
     ) -> None:
         from openvino._offline_transformations import paged_attention_transformation
 
-        model = openvino.Core().read_model(folder / MODEL_XML)
+        core = openvino.Core()
+        core.add_extension(Int4Linear)
+        use_threads(THREADS)
+        model = core.read_model(folder / MODEL_XML)
         paged_attention_transformation(model)
         _choose_tokens_before_lm_head(model)
         if expand_weights:
@@ -57,7 +61,7 @@ class PagedModel:
             "KV_CACHE_PRECISION": kv_cache_precision(),
             **(properties or {}),
         }
-        compiled = openvino.Core().compile_model(model, "CPU", settings)
+        compiled = core.compile_model(model, "CPU", settings)
         self._request = compiled.create_infer_request()
         self._steps = 0
         self._blocks_each = -(-context // BLOCK_TOKENS)
@@ -107,10 +111,13 @@ class PagedModel:
 
 
 def _choose_tokens_before_lm_head(model: openvino.Model) -> None:
-    """Keep all tokens but the chosen ones out of the lm_head, as openvino_genai does."""
+    """Keep all tokens but the chosen ones out of the lm_head.
+
+    So does openvino_genai, unless the lm_head is one of our layers.
+    """
     ops = openvino.opset13
     node = model.get_results()[0].input_value(0).get_node()
-    while node.get_type_name() != "MatMul":
+    while node.get_type_name() not in ("MatMul", "Int4Linear"):
         node = node.input_value(0).get_node()
     chosen = ops.parameter([-1], np.int64, name="chosen_tokens")
     chosen.output(0).set_names({"chosen_tokens"})

@@ -16,6 +16,7 @@ from phi3_batch.engines.base import Engine
 from phi3_batch.engines.kv_budget import blocks_for, cache_blocks
 from phi3_batch.engines.model_folder import ModelFolder
 from phi3_batch.engines.openvino_batch import ROWS, STEP_TOKENS, Batch
+from phi3_batch.engines.openvino_int4 import Int4Linear, use_threads
 from phi3_batch.engines.openvino_row import (
     NAME,
     Companions,
@@ -98,9 +99,12 @@ class OpenVINOEngine(Engine):
         self.limits = folder.limits
         self._end_token_ids = frozenset(folder.end_token_ids)
         self._model_path = model_path
+        threads = threads or thread_count()
+        use_threads(threads)
         self._properties: dict[str, object] = {
-            "INFERENCE_NUM_THREADS": threads or thread_count(),
+            "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
+            "extensions": [Int4Linear],
         }
         self._prefix_caching = prefix_caching
         precision = kv_cache_precision()

@@ -17,6 +17,7 @@ from phi3_batch.engines.folder_cache import FolderCache
 from phi3_batch.engines.model_folder import ModelFolder
 from phi3_batch.engines.openvino import MODEL_BIN, write_model
 from phi3_batch.engines.openvino_graph import CONVERTER_VERSION, convert
+from phi3_batch.engines.openvino_int4 import computes
 from phi3_batch.engines.openvino_runtime import openvino
 
 _logger = logging.getLogger(__name__)
@@ -37,9 +38,10 @@ def converted_model(folder: ModelFolder, manifest: Manifest) -> Iterator[Path]:
         UnsupportedModelError: the model's graph is one that cannot be converted.
         OSError: not even a small file can be written anywhere.
     """
-    what = f"{manifest.digest} {CONVERTER_VERSION} {openvino.__version__}"
+    packed = computes(folder)
+    what = f"{manifest.digest} {CONVERTER_VERSION} {openvino.__version__} {packed=}"
     key = hashlib.sha256(what.encode()).hexdigest()[:32]
-    make = partial(_make, folder)
+    make = partial(_make, folder, packed=packed)
     for root in _roots():
         try:
             found = FolderCache(root, _LIMIT_BYTES).get(key, make, manifest.size_bytes)
@@ -54,8 +56,8 @@ def converted_model(folder: ModelFolder, manifest: Manifest) -> Iterator[Path]:
         yield made
 
 
-def _make(folder: ModelFolder, target: Path) -> None:
-    write_model(convert(folder), folder, target)
+def _make(folder: ModelFolder, target: Path, *, packed: bool) -> None:
+    write_model(convert(folder, packed=packed), folder, target)
     _give_back_freed_memory()
 
 

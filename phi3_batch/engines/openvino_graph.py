@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from phi3_batch.engines.model_folder import ModelFolder
+from phi3_batch.engines.openvino_int4 import pack_linear_layers
 from phi3_batch.engines.openvino_runtime import Node, Output, openvino, ops
 from phi3_batch.engines.openvino_weights import read_quantized_embedding, sign_weights
 from phi3_batch.errors import UnsupportedModelError
@@ -39,11 +40,12 @@ _NUMBERS = {"num_heads", "kv_num_heads", "scale", "local_window_size"}
 _ATTENTION = "GroupQueryAttention"
 
 
-def convert(folder: ModelFolder) -> openvino.Model:
+def convert(folder: ModelFolder, *, packed: bool = False) -> openvino.Model:
     """Convert a model.
 
     Args:
         folder: an int4 ONNX build of Phi-3.
+        packed: whether our own kernel is to compute its linear layers.
 
     Returns:
         A model with the inputs ``input_ids``, ``attention_mask``, ``position_ids`` (each int64 of
@@ -56,12 +58,12 @@ def convert(folder: ModelFolder) -> openvino.Model:
             what.
     """
     try:
-        return _convert(folder)
+        return _convert(folder, packed=packed)
     except RuntimeError as error:  # OpenVINO's, in its own words
         raise UnsupportedModelError(f"OpenVINO cannot read this model: {_reason(error)}") from error
 
 
-def _convert(folder: ModelFolder) -> openvino.Model:
+def _convert(folder: ModelFolder, *, packed: bool) -> openvino.Model:
     graph = next((name for name in folder.files if name.endswith(".onnx")), "")
     core = openvino.Core()
     core.add_extension(read_quantized_embedding)
@@ -82,6 +84,8 @@ def _convert(folder: ModelFolder) -> openvino.Model:
         value, value_sink = _remember(value, f"{number}.value", layer, inputs)
         sinks += [key_sink, value_sink]
         layer.node.output(0).replace(_attend(layer, query, key, value, masks[layer.window]))
+    if packed:
+        pack_linear_layers(model)
     sign_weights(model)
     # which fails if anything but these inputs is left that the logits depend on
     return openvino.Model([_find_logits(model)], sinks, inputs.parameters, folder.model_type)

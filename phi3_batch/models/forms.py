@@ -32,6 +32,7 @@ _PACKAGES = ("mlflow", "tokenizers", "pandas", "numpy")
 _ONNX_PACKAGES = (
     *_PACKAGES,
     "filelock",
+    "llvmlite",
     "onnxruntime",
     "onnxruntime-genai",
     "openvino-genai",
@@ -40,7 +41,7 @@ _ONNX_PACKAGES = (
 )
 _PIPELINE_PACKAGES = (*_PACKAGES, "torch", "transformers")
 # There are none of it for other processors, and the model does without.
-_X86_ALONE = "openvino-genai"
+_X86_ALONE = frozenset({"llvmlite", "openvino-genai"})
 
 _PROMPT_EXAMPLE = {PROMPT_COLUMN: "<|user|>\nWhat is the capital of Spain?<|end|>\n<|assistant|>\n"}
 _CHAT_EXAMPLE = {
@@ -73,11 +74,13 @@ class Form:
     @property
     def requirements(self) -> list[str]:
         """The packages, pinned to the versions that are installed."""
-        pinned = [f"{name}=={version(name)}" for name in self.packages if name != _X86_ALONE]
-        if _X86_ALONE in self.packages:
+        pinned = []
+        for name in self.packages:
+            if name not in _X86_ALONE:
+                pinned.append(f"{name}=={version(name)}")
+                continue
             with contextlib.suppress(PackageNotFoundError):
-                found = version(_X86_ALONE)
-                pinned.append(f"{_X86_ALONE}=={found}; platform_machine == 'x86_64'")
+                pinned.append(f"{name}=={version(name)}; platform_machine == 'x86_64'")
         return pinned
 
     @contextlib.contextmanager

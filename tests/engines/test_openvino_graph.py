@@ -23,6 +23,7 @@ from phi3_batch.engines.choice import ENGINE_VARIABLE
 from phi3_batch.engines.onnxruntime_genai import OnnxRuntimeGenAIEngine
 from phi3_batch.engines.openvino import OpenVINOEngine, write_model
 from phi3_batch.engines.openvino_graph import convert
+from phi3_batch.engines.openvino_int4 import use_threads
 from phi3_batch.engines.openvino_runtime import ContinuousBatchingPipeline, openvino
 from phi3_batch.errors import UnsupportedModelError
 from phi3_batch.generation import GenerationParams, Request
@@ -260,9 +261,12 @@ def logits_by_onnxruntime(folder: ModelFolder, ids: np.ndarray) -> np.ndarray:
     return session.run(["logits"], feeds)[0]
 
 
-def logits_by_openvino(folder: ModelFolder, ids: np.ndarray, **properties: object) -> np.ndarray:
+def logits_by_openvino(
+    folder: ModelFolder, ids: np.ndarray, *, packed: bool = False, **properties: object
+) -> np.ndarray:
     """In parts: a prompt, one token, several tokens to one that is there already."""
-    compiled = openvino.Core().compile_model(convert(folder), "CPU", properties)
+    model = convert(folder, packed=packed)
+    compiled = openvino.Core().compile_model(model, "CPU", properties)
     request = compiled.create_infer_request()
     rows, length = ids.shape
     parts, start = [], 0
@@ -317,6 +321,48 @@ def test_the_logits_are_those_of_onnxruntime(builds, changed, name):
     expected = logits_by_onnxruntime(folder, ids)
     assert expected.std() > 1  # of any use only if tokens and their places matter
     np.testing.assert_allclose(logits_by_openvino(folder, ids, **EXACT), expected, atol=5e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "packed_layers"),
+    # q, k and v in one product or three, o, gate, up and down of two layers, and the lm_head
+    [("grouped", 11), ("tied", 11), ("one key", 9), ("half rotated", 0), ("apart", 0)],
+)
+def test_our_kernel_is_for_blocks_of_whole_32s_around_8(builds, name, packed_layers):
+    folder = ModelFolder.open(builds / name)
+    for packed, expected in ((True, packed_layers), (False, 0)):
+        kinds = [node.get_type_name() for node in convert(folder, packed=packed).get_ops()]
+        assert kinds.count("Int4Linear") == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "apart"),
+    # Only of the first does onnxruntime round activations as the kernel does, by blocks of 32. It
+    # rounds the second's in another way, and the third's not at all.
+    [("grouped", 0.01), ("tied", 0.05), ("one key", 0.08)],
+)
+def test_our_kernel_computes_the_logits_of_onnxruntime(builds, name, apart):
+    folder = ModelFolder.open(builds / name)
+    ids = random_ids(2, 60)
+    use_threads(2)
+    expected = logits_by_onnxruntime(folder, ids)
+    difference = logits_by_openvino(folder, ids, packed=True, **EXACT) - expected
+    assert 0 < difference.std() < apart * expected.std()
+
+
+@pytest.mark.parametrize("name", ["grouped", "tied", *PRUNED])
+def test_the_engine_generates_the_same_with_our_kernel(builds, tmp_path, name):
+    folder = ModelFolder.open(builds / name)
+    write_model(convert(folder, packed=True), folder, tmp_path)
+    prompts = [*map(tuple, random_ids(12, 40).tolist()), *map(tuple, random_ids(4, 300).tolist())]
+    requests = [Request(prompt, GenerationParams(max_tokens=3)) for prompt in prompts]
+    expected = OnnxRuntimeGenAIEngine(folder).generate(requests)
+    actual = OpenVINOEngine(folder, tmp_path).generate(requests)
+    same = [
+        mine.token_ids[0] == theirs.token_ids[0]
+        for mine, theirs in zip(actual, expected, strict=True)
+    ]
+    assert sum(same) >= 14
 
 
 def test_rows_of_one_call_may_be_shorter_and_change_places(changed):

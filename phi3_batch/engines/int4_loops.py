@@ -1,0 +1,248 @@
+"""The loops of :mod:`int4_kernel`, which LLVM compiles when they are first needed.
+
+It does so for the processor it finds: users have no compiler, and packages none for every one.
+
+Layouts, for N outputs of K inputs and M rows, in blocks of 32 inputs:
+
+- weights, ``(N / 8, K / 32, 160)`` bytes: a tile of 8 outputs and one block. Of its first 128 bytes
+  byte ``32 g + 4 n + k`` has the weights, 0 to 15, of output n and inputs 8 g + 2 k (low bits) and
+  8 g + 2 k + 1; then 8 scales in float32. A weight of w stands for (w - 8) x scale.
+- activations, in tiles of 4 rows (the last may have less): by block, by row 32 bytes; in each eight
+  of them the even inputs first, then the odd ones.
+- their scales, in the same order, two float32 each: the scale, and what makes up for the 8.
+"""
+
+import ctypes
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+
+BLOCK = 32  # inputs with a scale
+TILE_OUTPUTS = 8
+TILE_ROWS = 4
+_WEIGHT_BYTES = TILE_OUTPUTS * BLOCK // 2
+TILE_BYTES = _WEIGHT_BYTES + TILE_OUTPUTS * 4
+
+
+class Loops:
+    """The compiled functions, as Python calls them; none holds the interpreter's lock."""
+
+    def __init__(self, engine: llvm.ExecutionEngine) -> None:
+        pointer, number = ctypes.c_void_p, ctypes.c_int64
+        self._engine = engine  # which has the code
+        self.quantize = ctypes.CFUNCTYPE(None, *[pointer] * 3, *[number] * 4)(
+            engine.get_function_address("quantize")
+        )
+        self.product = ctypes.CFUNCTYPE(None, *[pointer] * 4, *[number] * 5)(
+            engine.get_function_address("product")
+        )
+
+
+@functools.cache
+def compiled_loops() -> Loops:
+    """The functions, compiled at the first call; it takes 0.3 s."""
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    machine = llvm.Target.from_default_triple().create_target_machine(
+        cpu=llvm.get_host_cpu_name(), features="+avx2,+fma", opt=3, jit=True
+    )
+    module = llvm.parse_assembly(str(_module()))
+    module.verify()
+    passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(3))
+    passes.getModulePassManager().run(module, passes)
+    engine = llvm.create_mcjit_compiler(module, machine)
+    engine.finalize_object()
+    return Loops(engine)
+
+
+# LLVM's intermediate language, by llvmlite's builder
+_I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+_F32 = ir.FloatType()
+_PTR = ir.PointerType()
+_VOID = ir.VoidType()
+_BYTES, _WORDS, _INTS = ir.VectorType(_I8, 32), ir.VectorType(_I16, 16), ir.VectorType(_I32, 8)
+_FLOATS = ir.VectorType(_F32, 8)
+_BLOCK_FLOATS, _BLOCK_INTS = ir.VectorType(_F32, BLOCK), ir.VectorType(_I32, BLOCK)
+
+
+def _module() -> ir.Module:
+    module = ir.Module("int4")
+    tiles = [_tile(module, rows) for rows in range(1, TILE_ROWS + 1)]
+    _quantize(module)
+    _product(module, tiles)
+    return module
+
+
+def _function(
+    module: ir.Module, name: str, pointers: int, numbers: int
+) -> tuple[ir.IRBuilder, list[ir.Argument]]:
+    kind = ir.FunctionType(_VOID, [*[_PTR] * pointers, *[_I64] * numbers])
+    function = ir.Function(module, kind, name)
+    return ir.IRBuilder(function.append_basic_block()), list(function.args)
+
+
+def _int(value: int) -> ir.Constant:
+    return ir.Constant(_I64, value)
+
+
+def _each(kind: ir.VectorType, value: float) -> ir.Constant:
+    return ir.Constant(kind, [value] * kind.count)
+
+
+@contextmanager
+def _loop(b: ir.IRBuilder, first: ir.Value, end: ir.Value, step: int = 1) -> Iterator[ir.Value]:
+    """A loop from ``first`` up to, not including, ``end``."""
+    before = b.block
+    head, body, after = (b.append_basic_block() for _ in range(3))
+    b.branch(head)
+    b.position_at_end(head)
+    index = b.phi(_I64)
+    index.add_incoming(first, before)
+    b.cbranch(b.icmp_signed("<", index, end), body, after)
+    b.position_at_end(body)
+    yield index
+    index.add_incoming(b.add(index, _int(step)), b.block)
+    b.branch(head)
+    b.position_at_end(after)
+
+
+def _at(b: ir.IRBuilder, pointer: ir.Value, index: ir.Value, kind: ir.Type) -> ir.Value:
+    return b.gep(pointer, [index], source_etype=kind)
+
+
+def _load(b: ir.IRBuilder, pointer: ir.Value, kind: ir.Type, scalar_bytes: int) -> ir.Value:
+    return b.load(pointer, align=scalar_bytes, typ=kind)
+
+
+def _splat(b: ir.IRBuilder, value: ir.Value, kind: ir.VectorType) -> ir.Value:
+    one = b.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(_I32, 0))
+    zeros = ir.Constant(ir.VectorType(_I32, kind.count), [0] * kind.count)
+    return b.shuffle_vector(one, one, zeros)
+
+
+def _call(b: ir.IRBuilder, name: str, kind: ir.Type, *values: ir.Value) -> ir.Value:
+    """Call one of LLVM's intrinsic functions."""
+    function = b.module.globals.get(name) or ir.Function(
+        b.module, ir.FunctionType(kind, [value.type for value in values]), name
+    )
+    return b.call(function, values)
+
+
+def _tile(module: ir.Module, rows: int) -> ir.Function:
+    """``tile(w, a, s, y, blocks, stride)``: 8 outputs of so many rows, ``stride`` numbers apart."""
+    b, (w, a, s, y, blocks, stride) = _function(module, f"tile{rows}", 4, 2)
+    b.function.linkage = "internal"
+    sums = [b.alloca(_FLOATS) for _ in range(rows)]
+    for each in sums:
+        b.store(_each(_FLOATS, 0.0), each)
+    with _loop(b, _int(0), blocks) as block:
+        weights = _at(b, w, b.mul(block, _int(TILE_BYTES)), _I8)
+        inputs = _at(b, a, b.mul(block, _int(rows * BLOCK)), _I8)
+        scales = _at(b, s, b.mul(block, _int(rows * 2)), _F32)
+        products: list[ir.Value] = [_each(_WORDS, 0)] * rows
+        for group in range(4):
+            pairs = _load(b, _at(b, weights, _int(32 * group), _I8), _BYTES, 1)
+            low = b.and_(pairs, _each(_BYTES, 15))
+            high = b.lshr(pairs, _each(_BYTES, 4))
+            for row in range(rows):
+                for half, these in enumerate((low, high)):
+                    place = _int(row * BLOCK + 8 * group + 4 * half)
+                    four = _load(b, _at(b, inputs, place, _I8), _I32, 1)
+                    fours = b.bitcast(_splat(b, four, _INTS), _BYTES)
+                    # two products of 15 x 127 at most in each 16 bits, and eight of those summed
+                    summed = _call(b, "llvm.x86.avx2.pmadd.ub.sw", _WORDS, these, fours)
+                    products[row] = b.add(products[row], summed)
+        of_outputs = _load(b, _at(b, weights, _int(_WEIGHT_BYTES), _I8), _FLOATS, 4)
+        for row in range(rows):
+            ones = _each(_WORDS, 1)
+            whole = _call(b, "llvm.x86.avx2.pmadd.wd", _INTS, products[row], ones)
+            scale, correction = (
+                _splat(b, _load(b, _at(b, scales, _int(2 * row + place), _F32), _F32, 4), _FLOATS)
+                for place in range(2)
+            )
+            value = _fma(b, b.sitofp(whole, _FLOATS), scale, correction)
+            total = b.load(sums[row], typ=_FLOATS)
+            b.store(_fma(b, value, of_outputs, total), sums[row])
+    for row in range(rows):
+        target = _at(b, y, b.mul(stride, _int(row)), _F32)
+        b.store(b.load(sums[row], typ=_FLOATS), target, align=4)
+    b.ret_void()
+    return b.function
+
+
+def _fma(b: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
+    return _call(b, "llvm.fma.v8f32", _FLOATS, x, y, z)
+
+
+def _product(module: ir.Module, tiles: list[ir.Function]) -> None:
+    """``product(w, a, s, y, rows, blocks, tiles, first, last)``: outputs of tiles first to last."""
+    b, args = _function(module, "product", 4, 5)
+    w, a, s, y, rows, blocks, tile_count, first, last = args
+    width, stride = (
+        b.mul(blocks, _int(BLOCK)),
+        b.mul(tile_count, _int(TILE_OUTPUTS)),
+    )
+    with (
+        _loop(b, first, last) as tile,
+        _loop(b, _int(0), rows, TILE_ROWS) as row,
+    ):
+        weights = _at(b, w, b.mul(tile, b.mul(blocks, _int(TILE_BYTES))), _I8)
+        inputs = _at(b, a, b.mul(row, width), _I8)
+        scales = _at(b, s, b.mul(row, b.mul(blocks, _int(2))), _F32)
+        place = b.add(b.mul(row, stride), b.mul(tile, _int(TILE_OUTPUTS)))
+        target = _at(b, y, place, _F32)
+        here = _tile_rows(b, rows, row)
+        done = b.append_basic_block()
+        choice = b.switch(here, done)
+        for count, function in enumerate(tiles, 1):
+            b.position_at_end(case := b.append_basic_block())
+            choice.add_case(_int(count), case)
+            b.call(function, [weights, inputs, scales, target, blocks, stride])
+            b.branch(done)
+        b.position_at_end(done)
+    b.ret_void()
+
+
+def _tile_rows(b: ir.IRBuilder, rows: ir.Value, first: ir.Value) -> ir.Value:
+    left = b.sub(rows, first)
+    return b.select(b.icmp_signed("<", left, _int(TILE_ROWS)), left, _int(TILE_ROWS))
+
+
+def _quantize(module: ir.Module) -> None:
+    """``quantize(x, a, s, rows, blocks, first, last)``: rows of the tiles first to last."""
+    b, (x, a, s, rows, blocks, first, last) = _function(module, "quantize", 3, 4)
+    width = b.mul(blocks, _int(BLOCK))
+    even_first = [8 * eight + place for eight in range(4) for place in (0, 2, 4, 6, 1, 3, 5, 7)]
+    with _loop(b, first, last) as tile:
+        start = b.mul(tile, _int(TILE_ROWS))
+        here = _tile_rows(b, rows, start)
+        with _loop(b, _int(0), here) as row, _loop(b, _int(0), blocks) as block:
+            source = b.add(b.mul(b.add(start, row), width), b.mul(block, _int(BLOCK)))
+            values = _load(b, _at(b, x, source, _F32), _BLOCK_FLOATS, 4)
+            sizes = _call(b, "llvm.fabs.v32f32", _BLOCK_FLOATS, values)
+            # the one that keeps what is no number: a broken model must not look sound
+            largest = _call(b, "llvm.vector.reduce.fmaximum.v32f32", _F32, sizes)
+            is_zero = b.fcmp_ordered("==", largest, ir.Constant(_F32, 0.0))
+            factor = b.fdiv(ir.Constant(_F32, 127.0), largest)
+            factor = b.select(is_zero, ir.Constant(_F32, 0.0), factor)
+            scaled = b.fmul(values, _splat(b, factor, _BLOCK_FLOATS))
+            nearest = _call(b, "llvm.rint.v32f32", _BLOCK_FLOATS, scaled)
+            whole = b.fptosi(nearest, _BLOCK_INTS)
+            total = _call(b, "llvm.vector.reduce.add.v32i32", _I32, whole)
+            order = ir.Constant(_BLOCK_INTS, even_first)
+            ordered = b.trunc(b.shuffle_vector(whole, whole, order), _BYTES)
+            # by tile, in it by block, in that by row
+            place = b.add(b.mul(start, blocks), b.add(b.mul(block, here), row))
+            b.store(ordered, _at(b, a, b.mul(place, _int(BLOCK)), _I8), align=1)
+            scale = b.fmul(largest, ir.Constant(_F32, 1 / 127))
+            of_eights = b.fmul(b.sitofp(total, _F32), ir.Constant(_F32, -8.0))
+            target = b.mul(place, _int(2))
+            b.store(scale, _at(b, s, target, _F32), align=4)
+            b.store(b.fmul(scale, of_eights), _at(b, s, b.add(target, _int(1)), _F32), align=4)
+    b.ret_void()
+
+
+__all__ = ["BLOCK", "TILE_BYTES", "TILE_OUTPUTS", "TILE_ROWS", "Loops", "compiled_loops"]

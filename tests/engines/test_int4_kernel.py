@@ -1,0 +1,122 @@
+"""Our own products with weights in four bits, against the same sums by numpy."""
+
+import numpy as np
+import pytest
+
+from phi3_batch.engines import int4_kernel
+from phi3_batch.engines.int4_kernel import Int4Kernel, is_fastest_here, pack
+from phi3_batch.engines.openvino import OpenVINOEngine, write_model
+from phi3_batch.engines.openvino_graph import convert
+
+# of which one fills whole tiles and blocks for each of two threads, and the other hardly any
+SHAPES = [(32, 8), (352, 168)]
+
+
+@pytest.fixture(scope="module", params=[1, 2, 3])
+def kernel(request) -> Int4Kernel:
+    return Int4Kernel(request.param)
+
+
+@pytest.fixture(scope="module", params=SHAPES, ids=str)
+def layer(request) -> tuple[np.ndarray, np.ndarray]:
+    """Weights in float64, shape (K, N), and the same packed."""
+    inputs, outputs = request.param
+    draw = np.random.default_rng(0)
+    blocks = inputs // 32
+    bits = draw.integers(0, 256, (outputs, blocks, 16)).astype(np.uint8)
+    scales = draw.uniform(-1, 1, (outputs, blocks)).astype(np.float32)
+    whole = np.stack([bits & 15, bits >> 4], axis=-1).reshape(outputs, blocks, 32).astype(float)
+    weights = ((whole - 8) * scales[..., None]).reshape(outputs, inputs).T
+    return weights, pack(bits, scales)
+
+
+def multiply(kernel: Int4Kernel, rows: np.ndarray, packed: np.ndarray) -> np.ndarray:
+    outputs = np.full((len(rows), packed.shape[0] * 8), np.nan, np.float32)
+    kernel.multiply(np.ascontiguousarray(rows, np.float32), packed, outputs)
+    return outputs
+
+
+def rounded(rows: np.ndarray) -> np.ndarray:
+    """Rows in eight bits by blocks of 32, as numbers again."""
+    blocks = rows.astype(np.float32).reshape(len(rows), -1, 32)
+    largest = np.abs(blocks).max(axis=-1, keepdims=True)
+    steps = np.rint(blocks * (np.float32(127) / largest))
+    return (steps * (largest * np.float32(1 / 127))).reshape(rows.shape)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 16, 31])
+def test_products_are_those_of_rounded_rows(kernel, layer, count):
+    weights, packed = layer
+    rows = np.random.default_rng(count).normal(size=(count, len(weights))) * 10.0**count
+    expected = rounded(rows) @ weights
+    actual = multiply(kernel, rows, packed)
+    np.testing.assert_allclose(actual, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_the_largest_sums_do_not_overflow(kernel):
+    weights = np.full((8, 4, 16), 0xFF, np.uint8)  # 15 each: 7 when the 8 is taken off
+    packed = pack(weights, np.ones((8, 4), np.float32))
+    rows = np.array([[1.0] * 128, [-1.0] * 128, [1.0, -1.0] * 64])
+    expected = [[7 * 128] * 8, [-7 * 128] * 8, [0] * 8]
+    np.testing.assert_allclose(multiply(kernel, rows, packed), expected, atol=1e-3)
+    packed = pack(np.zeros_like(weights), np.ones((8, 4), np.float32))  # -8 each
+    np.testing.assert_allclose(
+        multiply(kernel, rows, packed), [[-1024] * 8, [1024] * 8, [0] * 8], atol=1e-3
+    )
+
+
+def test_a_row_of_a_batch_is_the_same_bit_by_bit_as_by_itself(layer):
+    weights, packed = layer
+    rows = np.random.default_rng(0).normal(size=(23, len(weights)))
+    together = multiply(Int4Kernel(2), rows, packed)
+    for threads in (1, 2):
+        kernel = Int4Kernel(threads)
+        for number in range(23):
+            alone = multiply(kernel, rows[number : number + 1], packed)
+            np.testing.assert_array_equal(alone[0], together[number])
+
+
+def test_zeros_give_zeros(kernel, layer):
+    weights, packed = layer
+    assert not multiply(kernel, np.zeros((5, len(weights))), packed).any()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_no_number_is_not_made_one(kernel, layer, bad):
+    weights, packed = layer
+    rows = np.ones((6, len(weights)))
+    rows[4, 17] = bad
+    products = multiply(kernel, rows, packed)
+    assert not np.isfinite(products[4]).any()
+    assert np.isfinite(products[[0, 1, 2, 3, 5]]).all()
+
+
+@pytest.mark.parametrize(
+    ("processor", "features", "fastest"),
+    [
+        ("x86_64", {"avx2", "fma"}, True),
+        ("AMD64", {"avx2", "fma", "sse4.2"}, True),
+        ("x86_64", {"avx2"}, False),
+        ("x86_64", {"sse4.2"}, False),
+        ("x86_64", {"avx2", "fma", "avxvnni"}, False),
+        ("x86_64", {"avx2", "fma", "avx512f"}, False),
+        ("aarch64", {"avx2", "fma"}, False),
+    ],
+)
+def test_it_is_for_processors_with_avx2_and_nothing_newer(
+    monkeypatch, processor, features, fastest
+):
+    monkeypatch.setattr(int4_kernel.platform, "machine", lambda: processor)
+    monkeypatch.setattr(
+        int4_kernel.llvm, "get_host_cpu_features", lambda: dict.fromkeys(features, True)
+    )
+    assert is_fastest_here() is fastest
+
+
+def test_the_embedded_model_knows_its_answers_by_it_on_any_processor(
+    tiny_folder, samples, requests_of_samples, tmp_path
+):
+    write_model(convert(tiny_folder, packed=True), tiny_folder, tmp_path)
+    engine = OpenVINOEngine(tiny_folder, tmp_path)
+    answers = [completion.text for completion in engine.generate(requests_of_samples)]
+    assert answers == [sample.answer for sample in samples]
