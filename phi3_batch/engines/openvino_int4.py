@@ -13,7 +13,7 @@ from phi3_batch.engines.int4_kernel import (
     pack,
 )
 from phi3_batch.engines.model_folder import ModelFolder
-from phi3_batch.engines.openvino_runtime import Node, Output, openvino
+from phi3_batch.engines.openvino_runtime import Node, Output, openvino, ops
 
 # of a build: activations may be rounded to eight bits
 _INT8_ACTIVATIONS = 4
@@ -96,6 +96,17 @@ def pack_linear_layers(model: openvino.Model) -> None:
             product.output(0).replace(layer.output(0))
 
 
+def release_weights(model: openvino.Model) -> None:
+    """Take the packed weights from a model that is of no more use.
+
+    OpenVINO never frees an operator that is written in Python, nor what that has as input.
+    """
+    none = ops.constant(np.zeros((1, 1, 1), np.uint8))
+    for node in model.get_ops():
+        if node.get_type_name() == Int4Linear.__name__:
+            node.input(1).replace_source_output(none.output(0))
+
+
 def _packed_weights(product: Node) -> np.ndarray[Any, np.dtype[np.uint8]] | None:
     """A linear layer's weights for the kernel: of Reshape((u4 - 8) * scale), transposed."""
     if product.get_attributes() != {"transpose_a": False, "transpose_b": True}:
@@ -128,4 +139,4 @@ def _constant(node: Node) -> Any | None:
     return unpacked
 
 
-__all__ = ["Int4Linear", "computes", "pack_linear_layers", "use_threads"]
+__all__ = ["Int4Linear", "computes", "pack_linear_layers", "release_weights", "use_threads"]

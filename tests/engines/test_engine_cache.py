@@ -1,3 +1,4 @@
+import contextlib
 import logging
 import os
 import platform
@@ -200,6 +201,31 @@ def test_what_a_conversion_has_let_go_of_is_no_longer_in_memory(
     monkeypatch.setattr(openvino_cache, "convert", convert_with_many_tensors)
     with openvino_cache.converted_model(tiny_folder, tiny_folder.read_manifest()):
         assert resident_bytes() < full - 100_000_000
+
+
+@pytest.mark.parametrize("problem", [None, nowhere_to_write])
+def test_packed_weights_are_let_go_of_though_their_layers_stay(
+    monkeypatch, cache_root, tiny_folder, problem
+):
+    convert, models = openvino_cache.convert, []
+
+    def remembered(folder, *, packed):
+        models.append(convert(folder, packed=True))
+        return models[-1]
+
+    monkeypatch.setattr(openvino_cache, "convert", remembered)
+    if problem:
+        problem(monkeypatch)
+    with (
+        contextlib.suppress(OSError),
+        openvino_cache.converted_model(tiny_folder, tiny_folder.read_manifest()),
+    ):
+        pass
+    layers = [
+        node for model in models for node in model.get_ops() if node.get_type_name() == "Int4Linear"
+    ]
+    assert layers
+    assert all(layer.input_value(1).get_tensor().size <= 1 for layer in layers)
 
 
 def test_a_damaged_converted_model_is_repaired_with_one_line(
