@@ -49,7 +49,8 @@ def write_model(model: openvino.Model, folder: ModelFolder, target: Path) -> Non
         OSError: the disk is full or read-only.
     """
     try:
-        openvino.save_model(model, target / MODEL_XML, compress_to_fp16=False)
+        # not save_model: that makes a copy of the model, and a copy of our layers is there for ever
+        openvino.serialize(model, target / MODEL_XML, target / MODEL_BIN)
     except RuntimeError as error:
         raise OSError(f"{folder.path} cannot be written to {target}: {reason(error)}") from error
 

@@ -97,14 +97,16 @@ def pack_linear_layers(model: openvino.Model) -> None:
 
 
 def release_weights(model: openvino.Model) -> None:
-    """Take the packed weights from a model that is of no more use.
+    """Take a model apart that is of no more use.
 
-    OpenVINO never frees an operator that is written in Python, nor what that has as input.
+    OpenVINO never frees an operator that is written in Python, nor what that has as input: the
+    packed weights, and all of the graph before it.
     """
-    none = ops.constant(np.zeros((1, 1, 1), np.uint8))
-    for node in model.get_ops():
+    nothing = ops.constant(np.zeros((1, 1, 1), np.uint8))
+    for node in model.get_ordered_ops():
         if node.get_type_name() == Int4Linear.__name__:
-            node.input(1).replace_source_output(none.output(0))
+            for given in node.inputs():
+                given.replace_source_output(nothing.output(0))
 
 
 def _packed_weights(product: Node) -> np.ndarray[Any, np.dtype[np.uint8]] | None:

@@ -207,11 +207,12 @@ def test_what_a_conversion_has_let_go_of_is_no_longer_in_memory(
 def test_packed_weights_are_let_go_of_though_their_layers_stay(
     monkeypatch, cache_root, tiny_folder, problem
 ):
-    convert, models = openvino_cache.convert, []
+    convert, layers = openvino_cache.convert, []
 
     def remembered(folder, *, packed):
-        models.append(convert(folder, packed=True))
-        return models[-1]
+        model = convert(folder, packed=True)
+        layers.extend(node for node in model.get_ops() if node.get_type_name() == "Int4Linear")
+        return model
 
     monkeypatch.setattr(openvino_cache, "convert", remembered)
     if problem:
@@ -221,11 +222,10 @@ def test_packed_weights_are_let_go_of_though_their_layers_stay(
         openvino_cache.converted_model(tiny_folder, tiny_folder.read_manifest()),
     ):
         pass
-    layers = [
-        node for model in models for node in model.get_ops() if node.get_type_name() == "Int4Linear"
-    ]
     assert layers
-    assert all(layer.input_value(1).get_tensor().size <= 1 for layer in layers)
+    given = {value.get_node() for layer in layers for value in layer.input_values()}
+    assert {(node.get_type_name(), node.get_output_size()) for node in given} == {("Constant", 1)}
+    assert all(node.get_data().size == 1 for node in given)
 
 
 def test_a_damaged_converted_model_is_repaired_with_one_line(
