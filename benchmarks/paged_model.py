@@ -13,7 +13,7 @@ from contenders import THREADS
 
 from phi3_batch.engines.kv_budget import BLOCK_TOKENS
 from phi3_batch.engines.openvino import MODEL_XML, kv_cache_precision
-from phi3_batch.engines.openvino_int4 import Int4Linear, use_threads
+from phi3_batch.engines.openvino_int4 import EXTENSION, kept_layers, use_threads
 from phi3_batch.engines.openvino_runtime import openvino
 
 
@@ -49,9 +49,10 @@ class PagedModel:
         from openvino._offline_transformations import paged_attention_transformation
 
         core = openvino.Core()
-        core.add_extension(Int4Linear)
+        core.add_extension(EXTENSION)
         use_threads(THREADS)
-        model = core.read_model(folder / MODEL_XML)
+        with kept_layers() as self._layers:
+            model = core.read_model(folder / MODEL_XML)
         paged_attention_transformation(model)
         _choose_tokens_before_lm_head(model)
         if expand_weights:
@@ -61,7 +62,9 @@ class PagedModel:
             "KV_CACHE_PRECISION": kv_cache_precision(),
             **(properties or {}),
         }
-        compiled = core.compile_model(model, "CPU", settings)
+        with kept_layers() as compiled_layers:
+            compiled = core.compile_model(model, "CPU", settings)
+        self._layers += compiled_layers
         self._request = compiled.create_infer_request()
         self._steps = 0
         self._blocks_each = -(-context // BLOCK_TOKENS)

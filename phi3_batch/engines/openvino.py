@@ -16,7 +16,7 @@ from phi3_batch.engines.base import Engine
 from phi3_batch.engines.kv_budget import blocks_for, cache_blocks
 from phi3_batch.engines.model_folder import ModelFolder
 from phi3_batch.engines.openvino_batch import ROWS, STEP_TOKENS, Batch
-from phi3_batch.engines.openvino_int4 import Int4Linear, use_threads
+from phi3_batch.engines.openvino_int4 import EXTENSION, kept_layers, use_threads
 from phi3_batch.engines.openvino_row import (
     NAME,
     Companions,
@@ -49,7 +49,7 @@ def write_model(model: openvino.Model, folder: ModelFolder, target: Path) -> Non
         OSError: the disk is full or read-only.
     """
     try:
-        # not save_model: that makes a copy of the model, and a copy of our layers is there for ever
+        # not save_model, which copies the model, and our layers with it
         openvino.serialize(model, target / MODEL_XML, target / MODEL_BIN)
     except RuntimeError as error:
         raise OSError(f"{folder.path} cannot be written to {target}: {reason(error)}") from error
@@ -105,7 +105,7 @@ class OpenVINOEngine(Engine):
         self._properties: dict[str, object] = {
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
-            "extensions": [Int4Linear],
+            "extensions": [EXTENSION],
         }
         self._prefix_caching = prefix_caching
         precision = kv_cache_precision()
@@ -135,9 +135,10 @@ class OpenVINOEngine(Engine):
         scheduling.max_num_seqs = ROWS
         scheduling.enable_prefix_caching = self._prefix_caching
         try:
-            pipeline = ContinuousBatchingPipeline(
-                self._model_path, scheduling, "CPU", self._properties
-            )
+            with kept_layers() as self._layers:
+                pipeline = ContinuousBatchingPipeline(
+                    self._model_path, scheduling, "CPU", self._properties
+                )
             self._check_logits(pipeline)
         except Exception as error:
             raise EngineError(

@@ -17,7 +17,7 @@ from phi3_batch.engines.folder_cache import FolderCache
 from phi3_batch.engines.model_folder import ModelFolder
 from phi3_batch.engines.openvino import MODEL_BIN, write_model
 from phi3_batch.engines.openvino_graph import CONVERTER_VERSION, convert
-from phi3_batch.engines.openvino_int4 import computes, release_weights
+from phi3_batch.engines.openvino_int4 import computes
 from phi3_batch.engines.openvino_runtime import openvino
 
 _logger = logging.getLogger(__name__)
@@ -57,12 +57,7 @@ def converted_model(folder: ModelFolder, manifest: Manifest) -> Iterator[Path]:
 
 
 def _make(folder: ModelFolder, target: Path, *, packed: bool) -> None:
-    model = convert(folder, packed=packed)
-    try:
-        write_model(model, folder, target)
-    finally:
-        release_weights(model)
-    del model
+    write_model(convert(folder, packed=packed), folder, target)
     _give_back_freed_memory()
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from phi3_batch.engines.model_folder import ModelFolder
-from phi3_batch.engines.openvino_int4 import pack_linear_layers
+from phi3_batch.engines.openvino_int4 import kept_layers, pack_linear_layers
 from phi3_batch.engines.openvino_runtime import Node, Output, openvino, ops
 from phi3_batch.engines.openvino_weights import read_quantized_embedding, sign_weights
 from phi3_batch.errors import UnsupportedModelError
@@ -84,11 +84,14 @@ def _convert(folder: ModelFolder, *, packed: bool) -> openvino.Model:
         value, value_sink = _remember(value, f"{number}.value", layer, inputs)
         sinks += [key_sink, value_sink]
         layer.node.output(0).replace(_attend(layer, query, key, value, masks[layer.window]))
-    if packed:
-        pack_linear_layers(model)
+    with kept_layers() as own_layers:
+        if packed:
+            pack_linear_layers(model)
     sign_weights(model)
     # which fails if anything but these inputs is left that the logits depend on
-    return openvino.Model([_find_logits(model)], sinks, inputs.parameters, folder.model_type)
+    converted = openvino.Model([_find_logits(model)], sinks, inputs.parameters, folder.model_type)
+    converted.own_layers = own_layers  # which live as long
+    return converted
 
 
 def _reason(error: RuntimeError) -> str:

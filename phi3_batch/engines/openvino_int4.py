@@ -1,6 +1,7 @@
 """Linear layers in OpenVINO's graphs, computed by our own kernel (:mod:`int4_kernel`)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from phi3_batch.engines.int4_kernel import (
     pack,
 )
 from phi3_batch.engines.model_folder import ModelFolder
-from phi3_batch.engines.openvino_runtime import Node, Output, openvino, ops
+from phi3_batch.engines.openvino_runtime import Node, Output, openvino
 
 # of a build: activations may be rounded to eight bits
 _INT8_ACTIVATIONS = 4
@@ -40,11 +41,44 @@ def use_threads(count: int) -> None:
         _kernel = Int4Kernel(count)
 
 
+# of what is being made now
+_kept: list["Int4Linear"] | None = None
+
+
+@contextmanager
+def kept_layers() -> Iterator[list["Int4Linear"]]:
+    """Layers that are made in the ``with`` block, by whom- and whatever thread.
+
+    An operator written in Python works as long as its Python object lives. OpenVINO would have each
+    hold itself, so that none is ever freed, and it makes one for every layer and step, to ask it
+    for a shape. So ours do not, and who loads a model keeps this list as long as the model.
+    """
+    global _kept
+    layers: list[Int4Linear] = []
+    _kept = layers
+    try:
+        yield layers
+    finally:
+        _kept = None
+
+
+class _Name:
+    """By its class's name OpenVINO knows our operator, in place of the operator itself."""
+
+
+_Name.__name__ = "Int4Linear"
+# One for all layers: OpenVINO lets go of it without holding the interpreter's lock, so it must not
+# be the last reference, nor may it matter if the count is wrong by some.
+_NAMES = [_Name()] * 100_000
+
+
 class Int4Linear(openvino.Op):  # type: ignore[misc]  # a class without types
     """``y = x W^T`` for rows x of the shape ``(..., K)`` and packed weights."""
 
     def __init__(self, inputs: Sequence[Output] | None = None) -> None:
-        super().__init__(self)
+        super().__init__(_NAMES[0])
+        if _kept is not None:
+            _kept.append(self)
         if inputs is not None:
             self.set_arguments(inputs)
             self.constructor_validate_and_infer_types()
@@ -77,6 +111,11 @@ class Int4Linear(openvino.Op):  # type: ignore[misc]  # a class without types
         return True
 
 
+# what OpenVINO reads graphs with such layers by; it refers to the name of the one that it makes
+with kept_layers() as _named:
+    EXTENSION = openvino.OpExtension(Int4Linear)
+
+
 def pack_linear_layers(model: openvino.Model) -> None:
     """Replace the linear layers that the kernel can compute; others stay as they are.
 
@@ -94,19 +133,6 @@ def pack_linear_layers(model: openvino.Model) -> None:
             constant = openvino.op.Constant(openvino.Tensor(packed), shared_memory=False)
             layer = Int4Linear([product.input_value(0), constant.output(0)])
             product.output(0).replace(layer.output(0))
-
-
-def release_weights(model: openvino.Model) -> None:
-    """Take a model apart that is of no more use.
-
-    OpenVINO never frees an operator that is written in Python, nor what that has as input: the
-    packed weights, and all of the graph before it.
-    """
-    nothing = ops.constant(np.zeros((1, 1, 1), np.uint8))
-    for node in model.get_ordered_ops():
-        if node.get_type_name() == Int4Linear.__name__:
-            for given in node.inputs():
-                given.replace_source_output(nothing.output(0))
 
 
 def _packed_weights(product: Node) -> np.ndarray[Any, np.dtype[np.uint8]] | None:
@@ -141,4 +167,11 @@ def _constant(node: Node) -> Any | None:
     return unpacked
 
 
-__all__ = ["Int4Linear", "computes", "pack_linear_layers", "release_weights", "use_threads"]
+__all__ = [
+    "EXTENSION",
+    "Int4Linear",
+    "computes",
+    "kept_layers",
+    "pack_linear_layers",
+    "use_threads",
+]

@@ -1,4 +1,3 @@
-import contextlib
 import logging
 import os
 import platform
@@ -201,31 +200,6 @@ def test_what_a_conversion_has_let_go_of_is_no_longer_in_memory(
     monkeypatch.setattr(openvino_cache, "convert", convert_with_many_tensors)
     with openvino_cache.converted_model(tiny_folder, tiny_folder.read_manifest()):
         assert resident_bytes() < full - 100_000_000
-
-
-@pytest.mark.parametrize("problem", [None, nowhere_to_write])
-def test_packed_weights_are_let_go_of_though_their_layers_stay(
-    monkeypatch, cache_root, tiny_folder, problem
-):
-    convert, layers = openvino_cache.convert, []
-
-    def remembered(folder, *, packed):
-        model = convert(folder, packed=True)
-        layers.extend(node for node in model.get_ops() if node.get_type_name() == "Int4Linear")
-        return model
-
-    monkeypatch.setattr(openvino_cache, "convert", remembered)
-    if problem:
-        problem(monkeypatch)
-    with (
-        contextlib.suppress(OSError),
-        openvino_cache.converted_model(tiny_folder, tiny_folder.read_manifest()),
-    ):
-        pass
-    assert layers
-    given = {value.get_node() for layer in layers for value in layer.input_values()}
-    assert {(node.get_type_name(), node.get_output_size()) for node in given} == {("Constant", 1)}
-    assert all(node.get_data().size == 1 for node in given)
 
 
 def test_a_damaged_converted_model_is_repaired_with_one_line(

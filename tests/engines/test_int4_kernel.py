@@ -1,5 +1,8 @@
 """Our own products with weights in four bits, against the same sums by numpy."""
 
+import gc
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -7,6 +10,7 @@ from phi3_batch.engines import int4_kernel
 from phi3_batch.engines.int4_kernel import Int4Kernel, is_fastest_here, pack
 from phi3_batch.engines.openvino import OpenVINOEngine, write_model
 from phi3_batch.engines.openvino_graph import convert
+from phi3_batch.engines.openvino_int4 import Int4Linear
 
 # of which one fills whole tiles and blocks for each of two threads, and the other hardly any
 SHAPES = [(32, 8), (352, 168)]
@@ -113,10 +117,37 @@ def test_it_is_for_processors_with_avx2_and_nothing_newer(
     assert is_fastest_here() is fastest
 
 
-def test_the_embedded_model_knows_its_answers_by_it_on_any_processor(
-    tiny_folder, samples, requests_of_samples, tmp_path
+@pytest.fixture(scope="module")
+def packed_model(tiny_folder, tmp_path_factory) -> Path:
+    """The embedded model for the kernel, on any processor."""
+    target = tmp_path_factory.mktemp("packed")
+    write_model(convert(tiny_folder, packed=True), tiny_folder, target)
+    return target
+
+
+def test_the_embedded_model_knows_its_answers_by_it(
+    tiny_folder, packed_model, samples, requests_of_samples
 ):
-    write_model(convert(tiny_folder, packed=True), tiny_folder, tmp_path)
-    engine = OpenVINOEngine(tiny_folder, tmp_path)
+    engine = OpenVINOEngine(tiny_folder, packed_model)
     answers = [completion.text for completion in engine.generate(requests_of_samples)]
     assert answers == [sample.answer for sample in samples]
+
+
+def layers_alive() -> int:
+    gc.collect()
+    return sum(type(thing) is Int4Linear for thing in gc.get_objects())
+
+
+def test_layers_live_as_long_as_their_model(tiny_folder, packed_model, requests_of_samples):
+    before = layers_alive()
+    convert(tiny_folder, packed=True)
+    assert layers_alive() == before
+    for _ in range(2):  # one after another in a process, as where another model is asked for
+        engine = OpenVINOEngine(tiny_folder, packed_model)
+        loaded = layers_alive()
+        assert loaded > before
+        for length in (3, 5):
+            engine.generate(requests_of_samples[:length])
+        assert layers_alive() == loaded
+        del engine
+        assert layers_alive() == before

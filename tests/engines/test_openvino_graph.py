@@ -23,7 +23,7 @@ from phi3_batch.engines.choice import ENGINE_VARIABLE
 from phi3_batch.engines.onnxruntime_genai import OnnxRuntimeGenAIEngine
 from phi3_batch.engines.openvino import OpenVINOEngine, write_model
 from phi3_batch.engines.openvino_graph import convert
-from phi3_batch.engines.openvino_int4 import use_threads
+from phi3_batch.engines.openvino_int4 import kept_layers, use_threads
 from phi3_batch.engines.openvino_runtime import ContinuousBatchingPipeline, openvino
 from phi3_batch.errors import UnsupportedModelError
 from phi3_batch.generation import GenerationParams, Request
@@ -266,7 +266,8 @@ def logits_by_openvino(
 ) -> np.ndarray:
     """In parts: a prompt, one token, several tokens to one that is there already."""
     model = convert(folder, packed=packed)
-    compiled = openvino.Core().compile_model(model, "CPU", properties)
+    with kept_layers() as _layers:
+        compiled = openvino.Core().compile_model(model, "CPU", properties)
     request = compiled.create_infer_request()
     rows, length = ids.shape
     parts, start = [], 0
