@@ -181,14 +181,8 @@ def _product(module: ir.Module, tiles: list[ir.Function]) -> None:
     """``product(w, a, s, y, rows, blocks, tiles, first, last)``: outputs of tiles first to last."""
     b, args = _function(module, "product", 4, 5)
     w, a, s, y, rows, blocks, tile_count, first, last = args
-    width, stride = (
-        b.mul(blocks, _int(BLOCK)),
-        b.mul(tile_count, _int(TILE_OUTPUTS)),
-    )
-    with (
-        _loop(b, first, last) as tile,
-        _loop(b, _int(0), rows, TILE_ROWS) as row,
-    ):
+    width, stride = b.mul(blocks, _int(BLOCK)), b.mul(tile_count, _int(TILE_OUTPUTS))
+    with _loop(b, first, last) as tile, _loop(b, _int(0), rows, TILE_ROWS) as row:
         weights = _at(b, w, b.mul(tile, b.mul(blocks, _int(TILE_BYTES))), _I8)
         inputs = _at(b, a, b.mul(row, width), _I8)
         scales = _at(b, s, b.mul(row, b.mul(blocks, _int(2))), _F32)

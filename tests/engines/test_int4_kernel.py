@@ -12,7 +12,7 @@ from phi3_batch.engines.openvino import OpenVINOEngine, write_model
 from phi3_batch.engines.openvino_graph import convert
 from phi3_batch.engines.openvino_int4 import Int4Linear
 
-# of which one fills whole tiles and blocks for each of two threads, and the other hardly any
+# K and N: of one block and tile, and of more tiles than threads have parts
 SHAPES = [(32, 8), (352, 168)]
 
 

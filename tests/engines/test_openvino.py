@@ -14,6 +14,7 @@ from phi3_batch.engines import Limits, kv_budget, openvino
 from phi3_batch.engines.kv_budget import BLOCK_TOKENS, blocks_for, cache_blocks
 from phi3_batch.engines.openvino import MODEL_BIN, MODEL_XML, OpenVINOEngine, write_model
 from phi3_batch.engines.openvino_graph import convert
+from phi3_batch.engines.openvino_int4 import computes
 from phi3_batch.engines.openvino_row import CACHE_TOO_SMALL, Companions, generation_config
 from phi3_batch.engines.openvino_runtime import ContinuousBatchingPipeline
 from phi3_batch.engines.threads import thread_count
@@ -162,7 +163,7 @@ def test_sampled_texts_are_the_same_beside_greedy_ones_whose_prompts_are_parted(
 
 
 def test_prompts_parted_where_steps_are_full_give_the_same_greedy_texts(
-    new_openvino, nonsense, reference
+    new_openvino, nonsense, reference, tiny_folder
 ):
     # the parts of each depend on how many of those before it still generate
     requests = [
@@ -172,11 +173,8 @@ def test_prompts_parted_where_steps_are_full_give_the_same_greedy_texts(
     completions = new_openvino().generate(requests)
     engine = new_openvino()
     alone = [one(engine, request) for request in requests]
-    # of nonsense, two tokens may be as good as equally likely, and two engines not of one mind
-    for mine, theirs, by_itself in zip(
-        completions, reference.generate(requests), alone, strict=True
-    ):
-        assert mine in (theirs, by_itself)
+    # of nonsense, two tokens may be as good as equally likely: with our kernel one of them is
+    assert completions == (alone if computes(tiny_folder) else reference.generate(requests))
     assert new_openvino().generate(requests[::-2]) == completions[::-2]
 
 
