@@ -41,16 +41,17 @@ def pack(weights: npt.NDArray[np.uint8], scales: npt.NDArray[np.float32]) -> npt
         scales: shape ``(N, K / 32)``.
 
     Returns:
-        Shape ``(N / 8, K / 32, 160)``.
+        Shape ``(N / 16, K / 32, 320)``.
     """
     outputs, blocks, _ = weights.shape
     tiles = outputs // TILE_OUTPUTS
     packed = np.empty((tiles, blocks, TILE_BYTES), np.uint8)
     fours = np.ascontiguousarray(weights).view(np.uint32).reshape(tiles, TILE_OUTPUTS, blocks, 4)
     words = packed.view(np.uint32)
-    words[:, :, :32] = fours.transpose(0, 2, 3, 1).reshape(tiles, blocks, 32)
+    of_weights = 4 * TILE_OUTPUTS
+    words[:, :, :of_weights] = fours.transpose(0, 2, 3, 1).reshape(tiles, blocks, of_weights)
     by_tile = scales.astype(np.float32).reshape(tiles, TILE_OUTPUTS, blocks).transpose(0, 2, 1)
-    words[:, :, 32:] = np.ascontiguousarray(by_tile).view(np.uint32)
+    words[:, :, of_weights:] = np.ascontiguousarray(by_tile).view(np.uint32)
     return packed
 
 

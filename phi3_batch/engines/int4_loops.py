@@ -4,10 +4,10 @@ It does so for the processor it finds: users have no compiler, and packages none
 
 Layouts, for N outputs of K inputs and M rows, in blocks of 32 inputs:
 
-- weights, ``(N / 8, K / 32, 160)`` bytes: a tile of 8 outputs and one block. Of its first 128 bytes
-  byte ``32 g + 4 n + k`` has the weights, 0 to 15, of output n and inputs 8 g + 2 k (low bits) and
-  8 g + 2 k + 1; then 8 scales in float32. A weight of w stands for (w - 8) x scale.
-- activations, in tiles of 4 rows (the last may have less): by block, by row 32 bytes; in each eight
+- weights, ``(N / 16, K / 32, 320)`` bytes: a tile of 16 outputs and one block. Of its first 256
+  bytes byte ``64 g + 4 n + k`` has the weights, 0 to 15, of output n and inputs 8 g + 2 k (low
+  bits) and 8 g + 2 k + 1; then 16 scales in float32. A weight of w stands for (w - 8) x scale.
+- activations, in tiles of 5 rows (the last may have less): by block, by row 32 bytes; in each eight
   of them the even inputs first, then the odd ones.
 - their scales, in the same order, two float32 each: the scale, and what makes up for the 8.
 """
@@ -21,8 +21,11 @@ import llvmlite.binding as llvm
 from llvmlite import ir
 
 BLOCK = 32  # inputs with a scale
-TILE_OUTPUTS = 8
-TILE_ROWS = 4
+TILE_OUTPUTS = 16
+TILE_ROWS = 5
+_HALVES = 2  # vectors of 32 bytes that a tile's outputs take
+_GROUP = 8  # inputs that are multiplied at a time
+_GROUP_BYTES = TILE_OUTPUTS * _GROUP // 2
 _WEIGHT_BYTES = TILE_OUTPUTS * BLOCK // 2
 TILE_BYTES = _WEIGHT_BYTES + TILE_OUTPUTS * 4
 
@@ -51,8 +54,9 @@ def compiled_loops() -> Loops:
     )
     module = llvm.parse_assembly(str(_module()))
     module.verify()
-    passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(3))
-    passes.getModulePassManager().run(module, passes)
+    passes = llvm.create_new_module_pass_manager()
+    passes.add_sroa_pass()  # no other: they unroll the loops, and then there are too few registers
+    passes.run(module, llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(3)))
     engine = llvm.create_mcjit_compiler(module, machine)
     engine.finalize_object()
     return Loops(engine)
@@ -117,6 +121,11 @@ def _load(b: ir.IRBuilder, pointer: ir.Value, kind: ir.Type, scalar_bytes: int) 
     return b.load(pointer, align=scalar_bytes, typ=kind)
 
 
+def _vector(b: ir.IRBuilder, pointer: ir.Value, offset: int, kind: ir.VectorType) -> ir.Value:
+    """The vector so many bytes behind a pointer."""
+    return _load(b, _at(b, pointer, _int(offset), _I8), kind, 1)
+
+
 def _splat(b: ir.IRBuilder, value: ir.Value, kind: ir.VectorType) -> ir.Value:
     one = b.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(_I32, 0))
     zeros = ir.Constant(ir.VectorType(_I32, kind.count), [0] * kind.count)
@@ -132,45 +141,76 @@ def _call(b: ir.IRBuilder, name: str, kind: ir.Type, *values: ir.Value) -> ir.Va
 
 
 def _tile(module: ir.Module, rows: int) -> ir.Function:
-    """``tile(w, a, s, y, blocks, stride)``: 8 outputs of so many rows, ``stride`` numbers apart."""
-    b, (w, a, s, y, blocks, stride) = _function(module, f"tile{rows}", 4, 2)
+    """``tile(w, a, s, y, t, blocks, stride)``: 16 outputs of so many rows.
+
+    Rows of outputs are ``stride`` numbers apart. Until all blocks are summed the sums are in ``t``:
+    the registers are for the products of a block, and rows of y may lie whole pages apart, where
+    the processor takes what it stored to one for what it loads from another.
+    """
+    b, (w, a, s, y, t, blocks, stride) = _function(module, f"tile{rows}", 5, 2)
     b.function.linkage = "internal"
-    sums = [b.alloca(_FLOATS) for _ in range(rows)]
-    for each in sums:
-        b.store(_each(_FLOATS, 0.0), each)
+    sums = [_at(b, t, _int(8 * place), _F32) for place in range(rows * _HALVES)]
+    for total in sums:
+        b.store(_each(_FLOATS, 0.0), total, align=4)
+    products = [b.alloca(_WORDS) for _ in sums]
     with _loop(b, _int(0), blocks) as block:
         weights = _at(b, w, b.mul(block, _int(TILE_BYTES)), _I8)
         inputs = _at(b, a, b.mul(block, _int(rows * BLOCK)), _I8)
         scales = _at(b, s, b.mul(block, _int(rows * 2)), _F32)
-        products: list[ir.Value] = [_each(_WORDS, 0)] * rows
-        for group in range(4):
-            pairs = _load(b, _at(b, weights, _int(32 * group), _I8), _BYTES, 1)
-            low = b.and_(pairs, _each(_BYTES, 15))
-            high = b.lshr(pairs, _each(_BYTES, 4))
-            for row in range(rows):
-                for half, these in enumerate((low, high)):
-                    place = _int(row * BLOCK + 8 * group + 4 * half)
-                    four = _load(b, _at(b, inputs, place, _I8), _I32, 1)
-                    fours = b.bitcast(_splat(b, four, _INTS), _BYTES)
-                    # two products of 15 x 127 at most in each 16 bits, and eight of those summed
-                    summed = _call(b, "llvm.x86.avx2.pmadd.ub.sw", _WORDS, these, fours)
-                    products[row] = b.add(products[row], summed)
-        of_outputs = _load(b, _at(b, weights, _int(_WEIGHT_BYTES), _I8), _FLOATS, 4)
+        _multiply_group(b, weights, inputs, products, first=True)
+        with _loop(b, _int(1), _int(BLOCK // _GROUP)) as group:
+            of_group = _at(b, weights, b.mul(group, _int(_GROUP_BYTES)), _I8)
+            eight = _at(b, inputs, b.mul(group, _int(_GROUP)), _I8)
+            _multiply_group(b, of_group, eight, products, first=False)
+        of_outputs = [
+            _vector(b, weights, _WEIGHT_BYTES + 32 * half, _FLOATS) for half in range(_HALVES)
+        ]
+        wholes = [
+            _call(b, "llvm.x86.avx2.pmadd.wd", _INTS, b.load(each, typ=_WORDS), _each(_WORDS, 1))
+            for each in products
+        ]
         for row in range(rows):
-            ones = _each(_WORDS, 1)
-            whole = _call(b, "llvm.x86.avx2.pmadd.wd", _INTS, products[row], ones)
             scale, correction = (
                 _splat(b, _load(b, _at(b, scales, _int(2 * row + place), _F32), _F32, 4), _FLOATS)
                 for place in range(2)
             )
-            value = _fma(b, b.sitofp(whole, _FLOATS), scale, correction)
-            total = b.load(sums[row], typ=_FLOATS)
-            b.store(_fma(b, value, of_outputs, total), sums[row])
-    for row in range(rows):
-        target = _at(b, y, b.mul(stride, _int(row)), _F32)
-        b.store(b.load(sums[row], typ=_FLOATS), target, align=4)
+            for half in range(_HALVES):
+                place = row * _HALVES + half
+                value = _fma(b, b.sitofp(wholes[place], _FLOATS), scale, correction)
+                total = _load(b, sums[place], _FLOATS, 4)
+                b.store(_fma(b, value, of_outputs[half], total), sums[place], align=4)
+    for place, total in enumerate(sums):
+        row, half = divmod(place, _HALVES)
+        target = _at(b, y, b.add(b.mul(stride, _int(row)), _int(8 * half)), _F32)
+        b.store(_load(b, total, _FLOATS, 4), target, align=4)
     b.ret_void()
     return b.function
+
+
+def _multiply_group(
+    b: ir.IRBuilder, weights: ir.Value, inputs: ir.Value, products: list[ir.Value], *, first: bool
+) -> None:
+    """Eight inputs of each row by the weights of 16 outputs: two sums of each.
+
+    A sum grows by 2 x 15 x 127 at most each time, which it does eight times in a block: 16 bits are
+    enough.
+    """
+    pairs = [_vector(b, weights, 32 * half, _BYTES) for half in range(_HALVES)]
+    low = [b.and_(pair, _each(_BYTES, 15)) for pair in pairs]
+    high = [b.lshr(pair, _each(_BYTES, 4)) for pair in pairs]
+    for row in range(len(products) // _HALVES):
+        sums = products[row * _HALVES : (row + 1) * _HALVES]
+        values = [None if first else b.load(each, typ=_WORDS) for each in sums]
+        # one after the other, for there are no registers for more
+        for these, place in ((low, 0), (high, _GROUP // 2)):
+            four = _load(b, _at(b, inputs, _int(row * BLOCK + place), _I8), _I32, 1)
+            fours = b.bitcast(_splat(b, four, _INTS), _BYTES)
+            for half in range(_HALVES):
+                product = _call(b, "llvm.x86.avx2.pmadd.ub.sw", _WORDS, these[half], fours)
+                value = values[half]
+                values[half] = product if value is None else b.add(value, product)
+        for value, target in zip(values, sums, strict=True):
+            b.store(value, target)
 
 
 def _fma(b: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
@@ -181,6 +221,7 @@ def _product(module: ir.Module, tiles: list[ir.Function]) -> None:
     """``product(w, a, s, y, rows, blocks, tiles, first, last)``: outputs of tiles first to last."""
     b, args = _function(module, "product", 4, 5)
     w, a, s, y, rows, blocks, tile_count, first, last = args
+    sums = b.bitcast(b.alloca(ir.ArrayType(_FLOATS, TILE_ROWS * _HALVES)), _PTR)
     width, stride = b.mul(blocks, _int(BLOCK)), b.mul(tile_count, _int(TILE_OUTPUTS))
     with _loop(b, first, last) as tile, _loop(b, _int(0), rows, TILE_ROWS) as row:
         weights = _at(b, w, b.mul(tile, b.mul(blocks, _int(TILE_BYTES))), _I8)
@@ -194,7 +235,7 @@ def _product(module: ir.Module, tiles: list[ir.Function]) -> None:
         for count, function in enumerate(tiles, 1):
             b.position_at_end(case := b.append_basic_block())
             choice.add_case(_int(count), case)
-            b.call(function, [weights, inputs, scales, target, blocks, stride])
+            b.call(function, [weights, inputs, scales, target, sums, blocks, stride])
             b.branch(done)
         b.position_at_end(done)
     b.ret_void()

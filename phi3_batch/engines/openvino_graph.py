@@ -18,7 +18,7 @@ from phi3_batch.engines.openvino_weights import read_quantized_embedding, sign_w
 from phi3_batch.errors import UnsupportedModelError
 
 # Part of the key of converted models on disk: raise it when the result changes.
-CONVERTER_VERSION = 3
+CONVERTER_VERSION = 4
 
 # Inputs of com.microsoft.GroupQueryAttention, by their places
 # https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from phi3_batch.engines import int4_kernel
-from phi3_batch.engines.int4_kernel import Int4Kernel, is_fastest_here, pack
+from phi3_batch.engines.int4_kernel import TILE_OUTPUTS, Int4Kernel, is_fastest_here, pack
 from phi3_batch.engines.openvino import OpenVINOEngine, write_model
 from phi3_batch.engines.openvino_graph import convert
 from phi3_batch.engines.openvino_int4 import Int4Linear
 
 # K and N: of one block and tile, and of more tiles than threads have parts
-SHAPES = [(32, 8), (352, 168)]
+SHAPES = [(32, 16), (352, 336)]
 
 
 @pytest.fixture(scope="module", params=[1, 2, 3])
@@ -35,7 +35,7 @@ def layer(request) -> tuple[np.ndarray, np.ndarray]:
 
 
 def multiply(kernel: Int4Kernel, rows: np.ndarray, packed: np.ndarray) -> np.ndarray:
-    outputs = np.full((len(rows), packed.shape[0] * 8), np.nan, np.float32)
+    outputs = np.full((len(rows), packed.shape[0] * TILE_OUTPUTS), np.nan, np.float32)
     kernel.multiply(np.ascontiguousarray(rows, np.float32), packed, outputs)
     return outputs
 
@@ -58,14 +58,14 @@ def test_products_are_those_of_rounded_rows(kernel, layer, count):
 
 
 def test_the_largest_sums_do_not_overflow(kernel):
-    weights = np.full((8, 4, 16), 0xFF, np.uint8)  # 15 each: 7 when the 8 is taken off
-    packed = pack(weights, np.ones((8, 4), np.float32))
+    weights = np.full((16, 4, 16), 0xFF, np.uint8)  # 15 each: 7 when the 8 is taken off
+    packed = pack(weights, np.ones((16, 4), np.float32))
     rows = np.array([[1.0] * 128, [-1.0] * 128, [1.0, -1.0] * 64])
-    expected = [[7 * 128] * 8, [-7 * 128] * 8, [0] * 8]
+    expected = [[7 * 128] * 16, [-7 * 128] * 16, [0] * 16]
     np.testing.assert_allclose(multiply(kernel, rows, packed), expected, atol=1e-3)
-    packed = pack(np.zeros_like(weights), np.ones((8, 4), np.float32))  # -8 each
+    packed = pack(np.zeros_like(weights), np.ones((16, 4), np.float32))  # -8 each
     np.testing.assert_allclose(
-        multiply(kernel, rows, packed), [[-1024] * 8, [1024] * 8, [0] * 8], atol=1e-3
+        multiply(kernel, rows, packed), [[-1024] * 16, [1024] * 16, [0] * 16], atol=1e-3
     )
 
 
