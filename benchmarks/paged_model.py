@@ -13,7 +13,7 @@ from contenders import THREADS
 
 from phi3_batch.engines.kv_budget import BLOCK_TOKENS
 from phi3_batch.engines.openvino import MODEL_XML, kv_cache_precision
-from phi3_batch.engines.openvino_int4 import EXTENSION, kept_layers, use_threads
+from phi3_batch.engines.openvino_int4 import EXTENSION, SAMPLED_TOKENS, kept_layers, use_threads
 from phi3_batch.engines.openvino_runtime import openvino
 
 
@@ -54,7 +54,8 @@ class PagedModel:
         with kept_layers() as self._layers:
             model = core.read_model(folder / MODEL_XML)
         paged_attention_transformation(model)
-        _choose_tokens_before_lm_head(model)
+        if not any(SAMPLED_TOKENS in given.get_names() for given in model.inputs):
+            _take_sampled_tokens(model)
         if expand_weights:
             _expand_weights(model)
         settings = {
@@ -94,7 +95,7 @@ class PagedModel:
             "subsequence_begins": np.array([0, *ends], np.int32),
             "block_indices_begins": np.array([0, *np.cumsum(used)], np.int32),
             "block_indices": np.concatenate(blocks).astype(np.int32),
-            "chosen_tokens": np.arange(ends[-1]) if all_logits else ends - 1,
+            SAMPLED_TOKENS: np.arange(ends[-1]) if all_logits else ends - 1,
         }
         for name, value in given.items():
             self._request.set_tensor(name, openvino.Tensor(value))
@@ -113,17 +114,14 @@ class PagedModel:
         ]
 
 
-def _choose_tokens_before_lm_head(model: openvino.Model) -> None:
-    """Keep all tokens but the chosen ones out of the lm_head.
-
-    So does openvino_genai, unless the lm_head is one of our layers.
-    """
+def _take_sampled_tokens(model: openvino.Model) -> None:
+    """Keep all tokens but the chosen ones out of the lm_head, as openvino_genai does."""
     ops = openvino.opset13
     node = model.get_results()[0].input_value(0).get_node()
-    while node.get_type_name() not in ("MatMul", "Int4Linear"):
+    while node.get_type_name() != "MatMul":
         node = node.input_value(0).get_node()
-    chosen = ops.parameter([-1], np.int64, name="chosen_tokens")
-    chosen.output(0).set_names({"chosen_tokens"})
+    chosen = ops.parameter([-1], np.int64, name=SAMPLED_TOKENS)
+    chosen.output(0).set_names({SAMPLED_TOKENS})
     hidden = node.input_value(0)
     axis = 0 if hidden.get_partial_shape()[1] == 1 else 1
     gathered = ops.gather(hidden, chosen, ops.constant(np.int64(axis)))

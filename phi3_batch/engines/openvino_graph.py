@@ -12,7 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from phi3_batch.engines.model_folder import ModelFolder
-from phi3_batch.engines.openvino_int4 import kept_layers, pack_linear_layers
+from phi3_batch.engines.openvino_int4 import (
+    kept_layers,
+    pack_linear_layers,
+    take_sampled_tokens,
+)
 from phi3_batch.engines.openvino_runtime import Node, Output, openvino, ops
 from phi3_batch.engines.openvino_weights import read_quantized_embedding, sign_weights
 from phi3_batch.errors import UnsupportedModelError
@@ -51,7 +55,8 @@ def convert(folder: ModelFolder, *, packed: bool = False) -> openvino.Model:
         A model with the inputs ``input_ids``, ``attention_mask``, ``position_ids`` (each int64 of
         the shape batch x tokens) and ``beam_idx`` (int32, batch), the output ``logits`` (batch x
         tokens x vocabulary), and keys and values of earlier tokens as state. Its weights are those
-        of the file, which must stay until the model is saved.
+        of the file, which must stay until the model is saved. A packed model may have one input
+        more (:func:`~phi3_batch.engines.openvino_int4.take_sampled_tokens`).
 
     Raises:
         UnsupportedModelError: the graph has something that is not known here; the message says
@@ -89,7 +94,9 @@ def _convert(folder: ModelFolder, *, packed: bool) -> openvino.Model:
             pack_linear_layers(model)
     sign_weights(model)
     # which fails if anything but these inputs is left that the logits depend on
-    converted = openvino.Model([_find_logits(model)], sinks, inputs.parameters, folder.model_type)
+    logits = _find_logits(model)
+    parameters = [*inputs.parameters, *take_sampled_tokens(logits)]
+    converted = openvino.Model([logits], sinks, parameters, folder.model_type)
     converted.own_layers = own_layers  # which live as long
     return converted
 

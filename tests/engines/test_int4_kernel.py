@@ -11,6 +11,7 @@ from phi3_batch.engines.int4_kernel import TILE_OUTPUTS, Int4Kernel, is_fastest_
 from phi3_batch.engines.openvino import OpenVINOEngine, write_model
 from phi3_batch.engines.openvino_graph import convert
 from phi3_batch.engines.openvino_int4 import Int4Linear
+from phi3_batch.generation import GenerationParams, Request
 
 # K and N: of one block and tile, and of more tiles than threads have parts
 SHAPES = [(32, 16), (352, 336)]
@@ -131,6 +132,25 @@ def test_the_embedded_model_knows_its_answers_by_it(
     engine = OpenVINOEngine(tiny_folder, packed_model)
     answers = [completion.text for completion in engine.generate(requests_of_samples)]
     assert answers == [sample.answer for sample in samples]
+
+
+def test_logits_are_computed_of_no_tokens_but_a_prompts_last(
+    monkeypatch, tiny_folder, packed_model
+):
+    multiply, rows_of_lm_head = Int4Kernel.multiply, []
+
+    def watched(kernel, inputs, packed, outputs):
+        if outputs.shape[1] == tiny_folder.limits.vocab_size:
+            rows_of_lm_head.append(len(inputs))
+        multiply(kernel, inputs, packed, outputs)
+
+    engine = OpenVINOEngine(tiny_folder, packed_model)
+    monkeypatch.setattr(Int4Kernel, "multiply", watched)
+    params = GenerationParams(max_tokens=1)
+    prompts = [tuple(range(5, 65)), tuple(range(105, 145))]
+    engine.generate([Request(prompt, params) for prompt in prompts])
+    assert rows_of_lm_head
+    assert sum(rows_of_lm_head) < 10  # of 100 tokens; some rows are the companions'
 
 
 def layers_alive() -> int:

@@ -23,7 +23,7 @@ from phi3_batch.engines.choice import ENGINE_VARIABLE
 from phi3_batch.engines.onnxruntime_genai import OnnxRuntimeGenAIEngine
 from phi3_batch.engines.openvino import OpenVINOEngine, write_model
 from phi3_batch.engines.openvino_graph import convert
-from phi3_batch.engines.openvino_int4 import kept_layers, use_threads
+from phi3_batch.engines.openvino_int4 import SAMPLED_TOKENS, kept_layers, use_threads
 from phi3_batch.engines.openvino_runtime import ContinuousBatchingPipeline, openvino
 from phi3_batch.errors import UnsupportedModelError
 from phi3_batch.generation import GenerationParams, Request
@@ -278,6 +278,8 @@ def logits_by_openvino(
             "position_ids": np.tile(np.arange(start, end), (rows, 1)),
             "beam_idx": np.arange(rows, dtype=np.int32),
         }
+        if packed:  # as rows that are one token each, the runtime would choose among
+            inputs[SAMPLED_TOKENS] = np.arange(rows)
         parts.append(request.infer(inputs)["logits"].copy())
         start = end
     return np.concatenate(parts, axis=1)
