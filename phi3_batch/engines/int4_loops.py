@@ -257,18 +257,20 @@ def _quantize(module: ir.Module) -> None:
         with _loop(b, _int(0), here) as row, _loop(b, _int(0), blocks) as block:
             source = b.add(b.mul(b.add(start, row), width), b.mul(block, _int(BLOCK)))
             values = _load(b, _at(b, x, source, _F32), _BLOCK_FLOATS, 4)
-            sizes = _call(b, "llvm.fabs.v32f32", _BLOCK_FLOATS, values)
-            # the one that keeps what is no number: a broken model must not look sound
-            largest = _call(b, "llvm.vector.reduce.fmaximum.v32f32", _F32, sizes)
+            # Bits without the sign are ordered as numbers are, with NaN behind infinity: it must be
+            # kept, for a broken model must not look sound.
+            sizes = b.and_(b.bitcast(values, _BLOCK_INTS), _each(_BLOCK_INTS, 0x7FFFFFFF))
+            largest = b.bitcast(_call(b, "llvm.vector.reduce.umax.v32i32", _I32, sizes), _F32)
             is_zero = b.fcmp_ordered("==", largest, ir.Constant(_F32, 0.0))
-            factor = b.fdiv(ir.Constant(_F32, 127.0), largest)
-            factor = b.select(is_zero, ir.Constant(_F32, 0.0), factor)
+            factor = b.fdiv(
+                ir.Constant(_F32, 127.0), b.select(is_zero, ir.Constant(_F32, 1.0), largest)
+            )
             scaled = b.fmul(values, _splat(b, factor, _BLOCK_FLOATS))
             nearest = _call(b, "llvm.rint.v32f32", _BLOCK_FLOATS, scaled)
             whole = b.fptosi(nearest, _BLOCK_INTS)
             total = _call(b, "llvm.vector.reduce.add.v32i32", _I32, whole)
-            order = ir.Constant(_BLOCK_INTS, even_first)
-            ordered = b.trunc(b.shuffle_vector(whole, whole, order), _BYTES)
+            narrow = b.trunc(whole, _BYTES)
+            ordered = b.shuffle_vector(narrow, narrow, ir.Constant(_BLOCK_INTS, even_first))
             # by tile, in it by block, in that by row
             place = b.add(b.mul(start, blocks), b.add(b.mul(block, here), row))
             b.store(ordered, _at(b, a, b.mul(place, _int(BLOCK)), _I8), align=1)
