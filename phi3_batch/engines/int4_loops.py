@@ -27,6 +27,9 @@ _HALVES = 2  # vectors of 32 bytes that a tile's outputs take
 _GROUP = 8  # inputs that are multiplied at a time
 _GROUP_BYTES = TILE_OUTPUTS * _GROUP // 2
 _WEIGHT_BYTES = TILE_OUTPUTS * BLOCK // 2
+_GROUPS = BLOCK // _GROUP
+# Rows from which on a tile's weights are unpacked once for all of them, not for every five
+_MANY_ROWS = 40
 TILE_BYTES = _WEIGHT_BYTES + TILE_OUTPUTS * 4
 
 
@@ -76,7 +79,8 @@ def _module() -> ir.Module:
     module = ir.Module("int4")
     tiles = [_tile(module, rows) for rows in range(1, TILE_ROWS + 1)]
     _quantize(module)
-    _product(module, tiles)
+    of_many = _tile(module, TILE_ROWS, unpacked=True)
+    _product(module, [*tiles, of_many], _unpack(module))
     return module
 
 
@@ -140,30 +144,38 @@ def _call(b: ir.IRBuilder, name: str, kind: ir.Type, *values: ir.Value) -> ir.Va
     return b.call(function, values)
 
 
-def _tile(module: ir.Module, rows: int) -> ir.Function:
-    """``tile(w, a, s, y, t, blocks, stride)``: 16 outputs of so many rows.
+def _tile(module: ir.Module, rows: int, *, unpacked: bool = False) -> ir.Function:
+    """``tile(w, u, a, s, y, t, blocks, stride)``: 16 outputs of so many rows.
 
-    Rows of outputs are ``stride`` numbers apart. Until all blocks are summed the sums are in ``t``:
-    the registers are for the products of a block, and rows of y may lie whole pages apart, where
-    the processor takes what it stored to one for what it loads from another.
+    Weights are those in ``u``, if they are unpacked there. Rows of outputs are ``stride`` numbers
+    apart. Until all blocks are summed the sums are in ``t``: the registers are for the products of
+    a block, and rows of y may lie whole pages apart, where the processor takes what it stored to
+    one for what it loads from another.
     """
-    b, (w, a, s, y, t, blocks, stride) = _function(module, f"tile{rows}", 5, 2)
+    name = f"tile{rows}" + "_unpacked" * unpacked
+    b, (w, u, a, s, y, t, blocks, stride) = _function(module, name, 6, 2)
     b.function.linkage = "internal"
+    source, group_bytes, block_bytes, weights_at = (
+        (u, 2 * _GROUP_BYTES, 2 * _WEIGHT_BYTES, _unpacked_weights)
+        if unpacked
+        else (w, _GROUP_BYTES, TILE_BYTES, _packed_weights)
+    )
     sums = [_at(b, t, _int(8 * place), _F32) for place in range(rows * _HALVES)]
     for total in sums:
         b.store(_each(_FLOATS, 0.0), total, align=4)
     products = [b.alloca(_WORDS) for _ in sums]
     with _loop(b, _int(0), blocks) as block:
-        weights = _at(b, w, b.mul(block, _int(TILE_BYTES)), _I8)
+        weights = _at(b, source, b.mul(block, _int(block_bytes)), _I8)
         inputs = _at(b, a, b.mul(block, _int(rows * BLOCK)), _I8)
         scales = _at(b, s, b.mul(block, _int(rows * 2)), _F32)
-        _multiply_group(b, weights, inputs, products, first=True)
-        with _loop(b, _int(1), _int(BLOCK // _GROUP)) as group:
-            of_group = _at(b, weights, b.mul(group, _int(_GROUP_BYTES)), _I8)
+        _multiply_group(b, weights_at(b, weights), inputs, products, first=True)
+        with _loop(b, _int(1), _int(_GROUPS)) as group:
+            of_group = weights_at(b, _at(b, weights, b.mul(group, _int(group_bytes)), _I8))
             eight = _at(b, inputs, b.mul(group, _int(_GROUP)), _I8)
             _multiply_group(b, of_group, eight, products, first=False)
+        of_block = _at(b, w, b.mul(block, _int(TILE_BYTES)), _I8)
         of_outputs = [
-            _vector(b, weights, _WEIGHT_BYTES + 32 * half, _FLOATS) for half in range(_HALVES)
+            _vector(b, of_block, _WEIGHT_BYTES + 32 * half, _FLOATS) for half in range(_HALVES)
         ]
         wholes = [
             _call(b, "llvm.x86.avx2.pmadd.wd", _INTS, b.load(each, typ=_WORDS), _each(_WORDS, 1))
@@ -187,27 +199,58 @@ def _tile(module: ir.Module, rows: int) -> ir.Function:
     return b.function
 
 
+def _packed_weights(b: ir.IRBuilder, weights: ir.Value) -> list[list[ir.Value]]:
+    """A group's weights, those of even inputs first: for each, two vectors of four a number."""
+    pairs = [_vector(b, weights, 32 * half, _BYTES) for half in range(_HALVES)]
+    low = [b.and_(pair, _each(_BYTES, 15)) for pair in pairs]
+    return [low, [b.lshr(pair, _each(_BYTES, 4)) for pair in pairs]]
+
+
+def _unpacked_weights(b: ir.IRBuilder, weights: ir.Value) -> list[list[ir.Value]]:
+    """The same, one weight to a byte."""
+    vectors = [_vector(b, weights, 32 * place, _BYTES) for place in range(2 * _HALVES)]
+    return [vectors[:_HALVES], vectors[_HALVES:]]
+
+
+def _unpack(module: ir.Module) -> ir.Function:
+    """``unpack(w, u, blocks)``: a tile's weights from w, one to a byte, to u."""
+    b, (w, u, blocks) = _function(module, "unpack", 2, 1)
+    b.function.linkage = "internal"
+    with _loop(b, _int(0), blocks) as block:
+        source = _at(b, w, b.mul(block, _int(TILE_BYTES)), _I8)
+        target = _at(b, u, b.mul(block, _int(2 * _WEIGHT_BYTES)), _I8)
+        for group in range(_GROUPS):
+            low, high = _packed_weights(b, _at(b, source, _int(group * _GROUP_BYTES), _I8))
+            for place, vector in enumerate([*low, *high]):
+                offset = _int(group * 2 * _GROUP_BYTES + 32 * place)
+                b.store(vector, _at(b, target, offset, _I8), align=1)
+    b.ret_void()
+    return b.function
+
+
 def _multiply_group(
-    b: ir.IRBuilder, weights: ir.Value, inputs: ir.Value, products: list[ir.Value], *, first: bool
+    b: ir.IRBuilder,
+    weights: list[list[ir.Value]],
+    inputs: ir.Value,
+    products: list[ir.Value],
+    *,
+    first: bool,
 ) -> None:
     """Eight inputs of each row by the weights of 16 outputs: two sums of each.
 
     A sum grows by 2 x 15 x 127 at most each time, which it does eight times in a block: 16 bits are
     enough.
     """
-    pairs = [_vector(b, weights, 32 * half, _BYTES) for half in range(_HALVES)]
-    low = [b.and_(pair, _each(_BYTES, 15)) for pair in pairs]
-    high = [b.lshr(pair, _each(_BYTES, 4)) for pair in pairs]
     for row in range(len(products) // _HALVES):
         sums = products[row * _HALVES : (row + 1) * _HALVES]
         values = [None if first else b.load(each, typ=_WORDS) for each in sums]
         # one after the other, for there are no registers for more
-        for these, place in ((low, 0), (high, _GROUP // 2)):
-            four = _load(b, _at(b, inputs, _int(row * BLOCK + place), _I8), _I32, 1)
+        for part, these in enumerate(weights):
+            place = _int(row * BLOCK + part * _GROUP // 2)
+            four = _load(b, _at(b, inputs, place, _I8), _I32, 1)
             fours = b.bitcast(_splat(b, four, _INTS), _BYTES)
-            for half in range(_HALVES):
+            for half, value in enumerate(values):
                 product = _call(b, "llvm.x86.avx2.pmadd.ub.sw", _WORDS, these[half], fours)
-                value = values[half]
                 values[half] = product if value is None else b.add(value, product)
         for value, target in zip(values, sums, strict=True):
             b.store(value, target)
@@ -217,27 +260,39 @@ def _fma(b: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
     return _call(b, "llvm.fma.v8f32", _FLOATS, x, y, z)
 
 
-def _product(module: ir.Module, tiles: list[ir.Function]) -> None:
-    """``product(w, a, s, y, rows, blocks, tiles, first, last)``: outputs of tiles first to last."""
+def _product(module: ir.Module, tiles: list[ir.Function], unpack: ir.Function) -> None:
+    """``product(w, a, s, y, rows, blocks, tiles, first, last)``: outputs of tiles first to last.
+
+    Of ``tiles`` the n-th is for n rows, and the last for as many as the one before, of many.
+    """
     b, args = _function(module, "product", 4, 5)
     w, a, s, y, rows, blocks, tile_count, first, last = args
     sums = b.bitcast(b.alloca(ir.ArrayType(_FLOATS, TILE_ROWS * _HALVES)), _PTR)
     width, stride = b.mul(blocks, _int(BLOCK)), b.mul(tile_count, _int(TILE_OUTPUTS))
-    with _loop(b, first, last) as tile, _loop(b, _int(0), rows, TILE_ROWS) as row:
+    many = b.icmp_signed(">=", rows, _int(_MANY_ROWS))
+    unpacked_blocks = b.select(many, blocks, _int(0))
+    unpacked = b.alloca(_I8, b.mul(unpacked_blocks, _int(2 * _WEIGHT_BYTES)))
+    unpacked.align = 32
+    with _loop(b, first, last) as tile:
         weights = _at(b, w, b.mul(tile, b.mul(blocks, _int(TILE_BYTES))), _I8)
-        inputs = _at(b, a, b.mul(row, width), _I8)
-        scales = _at(b, s, b.mul(row, b.mul(blocks, _int(2))), _F32)
-        place = b.add(b.mul(row, stride), b.mul(tile, _int(TILE_OUTPUTS)))
-        target = _at(b, y, place, _F32)
-        here = _tile_rows(b, rows, row)
-        done = b.append_basic_block()
-        choice = b.switch(here, done)
-        for count, function in enumerate(tiles, 1):
-            b.position_at_end(case := b.append_basic_block())
-            choice.add_case(_int(count), case)
-            b.call(function, [weights, inputs, scales, target, sums, blocks, stride])
-            b.branch(done)
-        b.position_at_end(done)
+        b.call(unpack, [weights, unpacked, unpacked_blocks])
+        with _loop(b, _int(0), rows, TILE_ROWS) as row:
+            inputs = _at(b, a, b.mul(row, width), _I8)
+            scales = _at(b, s, b.mul(row, b.mul(blocks, _int(2))), _F32)
+            place = b.add(b.mul(row, stride), b.mul(tile, _int(TILE_OUTPUTS)))
+            target = _at(b, y, place, _F32)
+            here = _tile_rows(b, rows, row)
+            whole = b.icmp_signed("==", here, _int(TILE_ROWS))
+            number = b.select(b.and_(many, whole), _int(len(tiles)), here)
+            done = b.append_basic_block()
+            choice = b.switch(number, done)
+            for count, function in enumerate(tiles, 1):
+                b.position_at_end(case := b.append_basic_block())
+                choice.add_case(_int(count), case)
+                arguments = [weights, unpacked, inputs, scales, target, sums, blocks, stride]
+                b.call(function, arguments)
+                b.branch(done)
+            b.position_at_end(done)
     b.ret_void()
 
 

@@ -49,10 +49,10 @@ def rounded(rows: np.ndarray) -> np.ndarray:
     return (steps * (largest * np.float32(1 / 127))).reshape(rows.shape)
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 16, 31])
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 16, 31, 63])
 def test_products_are_those_of_rounded_rows(kernel, layer, count):
     weights, packed = layer
-    rows = np.random.default_rng(count).normal(size=(count, len(weights))) * 10.0**count
+    rows = np.random.default_rng(count).normal(size=(count, len(weights))) * 10.0 ** (count % 32)
     expected = rounded(rows) @ weights
     actual = multiply(kernel, rows, packed)
     np.testing.assert_allclose(actual, expected, atol=1e-5 * np.abs(expected).max())
@@ -72,13 +72,14 @@ def test_the_largest_sums_do_not_overflow(kernel):
 
 def test_a_row_of_a_batch_is_the_same_bit_by_bit_as_by_itself(layer):
     weights, packed = layer
-    rows = np.random.default_rng(0).normal(size=(23, len(weights)))
-    together = multiply(Int4Kernel(2), rows, packed)
-    for threads in (1, 2):
-        kernel = Int4Kernel(threads)
-        for number in range(23):
-            alone = multiply(kernel, rows[number : number + 1], packed)
-            np.testing.assert_array_equal(alone[0], together[number])
+    rows = np.random.default_rng(0).normal(size=(63, len(weights)))
+    for count in (23, 63):
+        together = multiply(Int4Kernel(2), rows[:count], packed)
+        for threads in (1, 2):
+            kernel = Int4Kernel(threads)
+            for number in range(count):
+                alone = multiply(kernel, rows[number : number + 1], packed)
+                np.testing.assert_array_equal(alone[0], together[number])
 
 
 def test_zeros_give_zeros(kernel, layer):
