@@ -13,7 +13,13 @@ from contenders import THREADS
 
 from phi3_batch.engines.kv_budget import BLOCK_TOKENS
 from phi3_batch.engines.openvino import MODEL_XML, kv_cache_precision
-from phi3_batch.engines.openvino_int4 import EXTENSION, SAMPLED_TOKENS, kept_layers, use_threads
+from phi3_batch.engines.openvino_int4 import (
+    EXTENSION,
+    SAMPLED_TOKENS,
+    gather_sampled_tokens,
+    kept_layers,
+    use_threads,
+)
 from phi3_batch.engines.openvino_runtime import openvino
 
 
@@ -116,17 +122,10 @@ class PagedModel:
 
 def _take_sampled_tokens(model: openvino.Model) -> None:
     """Keep all tokens but the chosen ones out of the lm_head, as openvino_genai does."""
-    ops = openvino.opset13
     node = model.get_results()[0].input_value(0).get_node()
     while node.get_type_name() != "MatMul":
         node = node.input_value(0).get_node()
-    chosen = ops.parameter([-1], np.int64, name=SAMPLED_TOKENS)
-    chosen.output(0).set_names({SAMPLED_TOKENS})
-    hidden = node.input_value(0)
-    axis = 0 if hidden.get_partial_shape()[1] == 1 else 1
-    gathered = ops.gather(hidden, chosen, ops.constant(np.int64(axis)))
-    node.input(0).replace_source_output(gathered.output(0))
-    model.add_parameters([chosen])
+    model.add_parameters([gather_sampled_tokens(node)])
 
 
 def _expand_weights(model: openvino.Model) -> None:

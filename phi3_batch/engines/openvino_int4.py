@@ -14,7 +14,7 @@ from phi3_batch.engines.int4_kernel import (
     pack,
 )
 from phi3_batch.engines.model_folder import ModelFolder
-from phi3_batch.engines.openvino_runtime import Node, Output, openvino
+from phi3_batch.engines.openvino_runtime import Node, Output, openvino, ops
 
 # The input of a model that says which tokens' logits are wanted
 SAMPLED_TOKENS = "sampled_tokens_indices"
@@ -145,15 +145,18 @@ def take_sampled_tokens(logits: Output) -> list[Node]:
         The input, for the model to have; none if the layer is not ours.
     """
     layer = logits.get_node()
-    if layer.get_type_name() != Int4Linear.__name__:
-        return []
-    indices = openvino.opset13.parameter([-1], np.int64, name=SAMPLED_TOKENS)
+    is_ours = layer.get_type_name() == Int4Linear.__name__
+    return [gather_sampled_tokens(layer)] if is_ours else []
+
+
+def gather_sampled_tokens(layer: Node) -> Node:
+    """Give a layer no tokens but those that a new input names, and return that input."""
+    indices = ops.parameter([-1], np.int64, name=SAMPLED_TOKENS)
     indices.output(0).set_names({SAMPLED_TOKENS})
     # with paged attention all tokens of a step are rows, of one token each
-    axis = openvino.opset13.constant(np.int64(0))
-    chosen = openvino.opset13.gather(layer.input_value(0), indices, axis)
+    chosen = ops.gather(layer.input_value(0), indices, ops.constant(np.int64(0)))
     layer.input(0).replace_source_output(chosen.output(0))
-    return [indices]
+    return indices
 
 
 def _packed_weights(product: Node) -> np.ndarray[Any, np.dtype[np.uint8]] | None:
@@ -193,6 +196,7 @@ __all__ = [
     "SAMPLED_TOKENS",
     "Int4Linear",
     "computes",
+    "gather_sampled_tokens",
     "kept_layers",
     "pack_linear_layers",
     "take_sampled_tokens",
