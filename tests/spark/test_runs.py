@@ -176,6 +176,7 @@ def test_rows_that_somebody_deleted_are_noticed(
 
 
 def test_chunks_that_are_small_for_the_slots_are_scored_side_by_side(
+    spark: SparkSession,
     model_uri: str,
     many: str,
     read: Read,
@@ -201,7 +202,8 @@ def test_chunks_that_are_small_for_the_slots_are_scored_side_by_side(
     assert said()["check"] == "240 in, 240 out, 0 missing, 0 doubled, 0 orphaned"
     rows = read(output).collect()
     assert all(row["completion"] == answers[row["prompt"]] for row in rows)
-    assert len({row["scored_at"] for row in rows}) == 8
+    # a commit for each chunk: two that are planned side by side can share a microsecond
+    assert spark.sql(f"DESCRIBE HISTORY delta.`{output}`").count() == 8
     # about 30 requests in each, 64 in none: two at least fill a slot, and one more waits for it
     assert max(most) >= 3
 
