@@ -17,9 +17,6 @@ BLOCK_TOKENS = 32
 
 # The rest is for what comes and goes: rows of a chunk, results, other processes of the machine.
 _SHARE = 0.5
-# Weights are in memory as the file has them and as they are multiplied; more than is foretold of
-# them in memory.py, for what is left over here does no harm.
-_WEIGHTS = 2
 # what a step works with
 _WORK_BYTES = 500_000_000
 
@@ -45,17 +42,26 @@ def _rooms() -> Iterator[int]:
             yield allowed - taken + _cached_files(used)
 
 
-def cache_blocks(folder: ModelFolder, value_bytes: int, memory_bytes: int | None = None) -> int:
-    """Blocks of a KV cache for a model: what there is memory for, within bounds.
+def cache_bytes(folder: ModelFolder, weight_copies: int) -> int:
+    """Memory for a model's KV cache: a share of what is left when the model is loaded.
 
     Args:
         folder: the model, not loaded yet.
-        value_bytes: of one value in the cache.
-        memory_bytes: for the cache; defaults to a share of what is left when the model is loaded.
+        weight_copies: in how many forms its weights will be in memory. All weights are counted in
+            each, more than is foretold in :mod:`memory`: what is left over here does no harm.
     """
-    if memory_bytes is None:
-        weights = _WEIGHTS * total_bytes(folder.path, folder.files)
-        memory_bytes = int(_SHARE * (available_bytes() - weights - _WORK_BYTES))
+    weights = weight_copies * total_bytes(folder.path, folder.files)
+    return int(_SHARE * (available_bytes() - weights - _WORK_BYTES))
+
+
+def cache_blocks(folder: ModelFolder, value_bytes: int, memory_bytes: int) -> int:
+    """Blocks of a KV cache for a model: what there is memory for, within bounds.
+
+    Args:
+        folder: the model.
+        value_bytes: of one value in the cache.
+        memory_bytes: for the cache; below 0 where there is too little for the model itself.
+    """
     token_bytes = folder.dimensions.cache_values_per_token * value_bytes
     affordable = memory_bytes // (BLOCK_TOKENS * token_bytes)
     fewest = blocks_for(min(folder.context_length, FEWEST_CACHE_TOKENS))

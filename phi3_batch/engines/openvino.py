@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from phi3_batch.engines.base import Engine
-from phi3_batch.engines.kv_budget import blocks_for, cache_blocks
+from phi3_batch.engines.kv_budget import blocks_for, cache_blocks, cache_bytes
 from phi3_batch.engines.model_folder import ModelFolder
 from phi3_batch.engines.openvino_batch import ROWS, STEP_TOKENS, Batch
-from phi3_batch.engines.openvino_int4 import EXTENSION, kept_layers, use_threads
+from phi3_batch.engines.openvino_int4 import EXTENSION, computes, kept_layers, use_threads
 from phi3_batch.engines.openvino_row import (
     NAME,
     Companions,
@@ -95,6 +95,7 @@ class OpenVINOEngine(Engine):
         prefix_caching: bool = True,
         memory_bytes: int | None = None,
     ) -> None:
+        by_our_kernel = computes(folder)
         self.name = NAME
         self.tokenizer = folder.tokenizer
         self.limits = folder.limits
@@ -110,6 +111,9 @@ class OpenVINOEngine(Engine):
         self._prefix_caching = prefix_caching
         precision = kv_cache_precision()
         self._properties["KV_CACHE_PRECISION"] = precision
+        if memory_bytes is None:
+            # OpenVINO's own layers multiply another form of weights than the file has
+            memory_bytes = cache_bytes(folder, weight_copies=1 if by_our_kernel else 2)
         self._blocks = cache_blocks(folder, precision.size, memory_bytes)
         # two threads of a serving process would take each other's steps
         self._lock = threading.Lock()
@@ -141,9 +145,7 @@ class OpenVINOEngine(Engine):
                 )
             self._check_logits(pipeline)
         except Exception as error:
-            raise EngineError(
-                f"{self.name} cannot load {self._model_path}: {reason(error)}"
-            ) from error
+            raise EngineError(f"{self.name} cannot load {self._model_path}: {reason(error)}") from error
         return pipeline
 
     def _check_logits(self, pipeline: ContinuousBatchingPipeline) -> None:

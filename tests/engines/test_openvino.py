@@ -283,6 +283,18 @@ def test_the_cache_is_as_large_as_the_memory_and_no_larger_than_is_of_use(tiny_f
     assert cache_blocks(longer, 2, memory_bytes=10**13) == blocks_for(131072)
 
 
+@pytest.mark.parametrize(("by_our_kernel", "copies"), [(True, 1), (False, 2)])
+def test_the_cache_has_half_of_what_the_weights_leave(
+    monkeypatch, new_openvino, tiny_folder, by_our_kernel, copies
+):
+    block_bytes = BLOCK_TOKENS * 2 * 4 * 6 * 32 * 2
+    weights = sum((tiny_folder.path / name).stat().st_size for name in tiny_folder.files)
+    available = copies * weights + kv_budget._WORK_BYTES + 2 * 1000 * block_bytes
+    monkeypatch.setattr(kv_budget, "available_bytes", lambda: available)
+    monkeypatch.setattr(openvino, "computes", lambda folder: by_our_kernel)
+    assert new_openvino()._blocks == 1000
+
+
 def test_a_key_and_a_value_take_two_bytes_each_whatever_the_processor(new_openvino, tiny_folder):
     engine = new_openvino(memory_bytes=0)
     blocks = engine._blocks + 2 * Companions.ROWS * blocks_for(Companions.TOKENS)
