@@ -96,7 +96,7 @@ class OpenVINOEngine(Engine):
         memory_bytes: int | None = None,
     ) -> None:
         by_our_kernel = computes(folder)
-        self.name = NAME
+        self.name = f"{NAME} + int4 kernel" if by_our_kernel else NAME
         self.tokenizer = folder.tokenizer
         self.limits = folder.limits
         self._end_token_ids = frozenset(folder.end_token_ids)
@@ -145,7 +145,7 @@ class OpenVINOEngine(Engine):
                 )
             self._check_logits(pipeline)
         except Exception as error:
-            raise EngineError(f"{self.name} cannot load {self._model_path}: {reason(error)}") from error
+            raise EngineError(f"{NAME} cannot load {self._model_path}: {reason(error)}") from error
         return pipeline
 
     def _check_logits(self, pipeline: ContinuousBatchingPipeline) -> None:

@@ -55,8 +55,15 @@ def hot_completions(tiny_folder, converted_model, hot):
     return OpenVINOEngine(tiny_folder, converted_model).generate(hot)
 
 
-def test_an_engine_says_which_runtime_it_is(openvino_engine):
-    assert openvino_engine.name == NAME
+@pytest.mark.parametrize(
+    ("by_our_kernel", "name"), [(True, f"{NAME} + int4 kernel"), (False, NAME)]
+)
+def test_an_engine_says_which_runtime_it_is(monkeypatch, new_openvino, by_our_kernel, name):
+    monkeypatch.setattr(openvino, "computes", lambda folder: by_our_kernel)
+    assert new_openvino().name == name
+
+
+def test_an_engine_says_what_it_takes(openvino_engine):
     assert openvino_engine.limits == Limits(context_length=4096, vocab_size=1024)
 
 
