@@ -6,11 +6,10 @@ nothing newer than AVX2, OpenVINO multiplies in float32, eight numbers an instru
 instruction VPMADDUBSW takes 32 (docs/benchmarks.md has what that gives).
 """
 
-import itertools
 import platform
 import threading
+import weakref
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import llvmlite.binding as llvm
 import numpy as np
@@ -55,6 +54,40 @@ def pack(weights: npt.NDArray[np.uint8], scales: npt.NDArray[np.float32]) -> npt
     return packed
 
 
+class _Helper:
+    """A thread that joins another in a piece of work.
+
+    The two meet by locks: an executor's queue and futures take as long as a small product.
+    """
+
+    def __init__(self) -> None:
+        self._asked, self._done = threading.Lock(), threading.Lock()
+        self._asked.acquire()
+        self._done.acquire()
+        self._work = list[Callable[[], None]]()
+        parts = self._asked, self._done, self._work
+        threading.Thread(target=_serve, args=parts, name="int4", daemon=True).start()
+        weakref.finalize(self, self._asked.release)
+
+    def begin(self, work: Callable[[], None]) -> None:
+        """Have the thread do what leaves nothing to do for who comes late."""
+        self._work.append(work)
+        self._asked.release()
+
+    def end(self) -> None:
+        """Wait until it has done it; a thread that has not begun by now need not any more."""
+        if self._asked.acquire(blocking=False):
+            self._work.pop()
+        else:
+            self._done.acquire()
+
+
+def _serve(asked: threading.Lock, done: threading.Lock, work: list[Callable[[], None]]) -> None:
+    while asked.acquire() and work:  # without any its helper is gone
+        work.pop()()
+        done.release()
+
+
 class Int4Kernel:
     """The compiled loops and the threads that run them.
 
@@ -65,12 +98,8 @@ class Int4Kernel:
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
-        self._helpers = ThreadPoolExecutor(threads - 1, "int4") if threads > 1 else None
-        if self._helpers:
-            started = threading.Barrier(threads)
-            for _ in range(threads - 1):
-                self._helpers.submit(started.wait)
-            started.wait()
+        self._helpers = [_Helper() for _ in range(threads - 1)]
+        self._helpers_are_mine = threading.Lock()
 
     def multiply(
         self,
@@ -91,37 +120,39 @@ class Int4Kernel:
         tiles, blocks, _ = packed.shape
         rounded = np.empty(rows * width, np.int8)
         scales = np.empty(rows * blocks * 2, np.float32)
-        x, w, a, s, y = (array.ctypes.data for array in (inputs, packed, rounded, scales, outputs))
-
+        taken = np.zeros(2, np.int64)
+        x, w, a, s, y, t = (
+            array.ctypes.data for array in (inputs, packed, rounded, scales, outputs, taken)
+        )
         loops = compiled_loops()
 
-        def quantize(first: int, last: int) -> None:
-            loops.quantize(x, a, s, rows, blocks, first, last)
+        def quantize() -> None:
+            loops.quantize(x, a, s, t, rows, blocks, self._step(-(-rows // TILE_ROWS)))
 
-        def product(first: int, last: int) -> None:
-            loops.product(w, a, s, y, rows, blocks, tiles, first, last)
+        def product() -> None:
+            loops.product(w, a, s, y, t + 8, rows, blocks, tiles, self._step(tiles))
 
-        self._share(quantize, -(-rows // TILE_ROWS), alone=rows < _SHARED_ROWS)
-        self._share(product, tiles)
+        if rows < _SHARED_ROWS:
+            quantize()
+        else:
+            self._together(quantize)
+        self._together(product)
 
-    def _share(self, work: Callable[[int, int], None], size: int, *, alone: bool = False) -> None:
-        """Do ``size`` pieces of work, among the threads."""
-        if alone or not self._helpers:
-            work(0, size)
+    def _step(self, size: int) -> int:
+        return max(1, size // (_PARTS * self.threads))
+
+    def _together(self, work: Callable[[], None]) -> None:
+        if not self._helpers_are_mine.acquire(blocking=False):
+            work()  # alone: another engine of this process has them
             return
-        parts = min(size, _PARTS * self.threads)
-        bounds = [size * part // parts for part in range(parts + 1)]
-        left = iter(list(itertools.pairwise(bounds)))
-
-        def run() -> None:
-            for first, last in left:
-                work(first, last)
-
-        helping = [self._helpers.submit(run) for _ in range(self.threads - 1)]
-        run()
-        for helper in helping:
-            if not helper.cancel():  # one that never came to begin is not waited for
-                helper.result()
+        for helper in self._helpers:
+            helper.begin(work)
+        try:
+            work()
+        finally:  # nobody may write any more when an interrupt is passed on
+            for helper in self._helpers:
+                helper.end()
+            self._helpers_are_mine.release()
 
 
 __all__ = ["BLOCK", "TILE_OUTPUTS", "Int4Kernel", "is_fastest_here", "pack"]

@@ -39,10 +39,10 @@ class Loops:
     def __init__(self, engine: llvm.ExecutionEngine) -> None:
         pointer, number = ctypes.c_void_p, ctypes.c_int64
         self._engine = engine  # which has the code
-        self.quantize = ctypes.CFUNCTYPE(None, *[pointer] * 3, *[number] * 4)(
+        self.quantize = ctypes.CFUNCTYPE(None, *[pointer] * 4, *[number] * 3)(
             engine.get_function_address("quantize")
         )
-        self.product = ctypes.CFUNCTYPE(None, *[pointer] * 4, *[number] * 5)(
+        self.product = ctypes.CFUNCTYPE(None, *[pointer] * 5, *[number] * 4)(
             engine.get_function_address("product")
         )
 
@@ -113,6 +113,24 @@ def _loop(b: ir.IRBuilder, first: ir.Value, end: ir.Value, step: int = 1) -> Ite
     b.position_at_end(body)
     yield index
     index.add_incoming(b.add(index, _int(step)), b.block)
+    b.branch(head)
+    b.position_at_end(after)
+
+
+@contextmanager
+def _shared_loop(
+    b: ir.IRBuilder, taken: ir.Value, end: ir.Value, step: ir.Value
+) -> Iterator[ir.Value]:
+    """A loop from what ``taken`` holds to ``end``, of which a thread takes ``step`` at a time."""
+    head, body, after = (b.append_basic_block() for _ in range(3))
+    b.branch(head)
+    b.position_at_end(head)
+    first = b.atomic_rmw("add", taken, step, "monotonic")
+    b.cbranch(b.icmp_signed("<", first, end), body, after)
+    b.position_at_end(body)
+    last = b.add(first, step)
+    with _loop(b, first, b.select(b.icmp_signed("<", last, end), last, end)) as index:
+        yield index
     b.branch(head)
     b.position_at_end(after)
 
@@ -261,19 +279,18 @@ def _fma(b: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
 
 
 def _product(module: ir.Module, tiles: list[ir.Function], unpack: ir.Function) -> None:
-    """``product(w, a, s, y, rows, blocks, tiles, first, last)``: outputs of tiles first to last.
+    """``product(w, a, s, y, taken, rows, blocks, tiles, step)``: the tiles that are not taken yet.
 
     Of ``tiles`` the n-th is for n rows, and the last for as many as the one before, of many.
     """
-    b, args = _function(module, "product", 4, 5)
-    w, a, s, y, rows, blocks, tile_count, first, last = args
+    b, (w, a, s, y, taken, rows, blocks, tile_count, step) = _function(module, "product", 5, 4)
     sums = b.bitcast(b.alloca(ir.ArrayType(_FLOATS, TILE_ROWS * _HALVES)), _PTR)
     width, stride = b.mul(blocks, _int(BLOCK)), b.mul(tile_count, _int(TILE_OUTPUTS))
     many = b.icmp_signed(">=", rows, _int(_MANY_ROWS))
     unpacked_blocks = b.select(many, blocks, _int(0))
     unpacked = b.alloca(_I8, b.mul(unpacked_blocks, _int(2 * _WEIGHT_BYTES)))
     unpacked.align = 32
-    with _loop(b, first, last) as tile:
+    with _shared_loop(b, taken, tile_count, step) as tile:
         weights = _at(b, w, b.mul(tile, b.mul(blocks, _int(TILE_BYTES))), _I8)
         b.call(unpack, [weights, unpacked, unpacked_blocks])
         with _loop(b, _int(0), rows, TILE_ROWS) as row:
@@ -302,11 +319,12 @@ def _tile_rows(b: ir.IRBuilder, rows: ir.Value, first: ir.Value) -> ir.Value:
 
 
 def _quantize(module: ir.Module) -> None:
-    """``quantize(x, a, s, rows, blocks, first, last)``: rows of the tiles first to last."""
-    b, (x, a, s, rows, blocks, first, last) = _function(module, "quantize", 3, 4)
+    """``quantize(x, a, s, taken, rows, blocks, step)``: tiles of rows that are not taken yet."""
+    b, (x, a, s, taken, rows, blocks, step) = _function(module, "quantize", 4, 3)
     width = b.mul(blocks, _int(BLOCK))
     even_first = [8 * eight + place for eight in range(4) for place in (0, 2, 4, 6, 1, 3, 5, 7)]
-    with _loop(b, first, last) as tile:
+    tiles = b.sdiv(b.add(rows, _int(TILE_ROWS - 1)), _int(TILE_ROWS))
+    with _shared_loop(b, taken, tiles, step) as tile:
         start = b.mul(tile, _int(TILE_ROWS))
         here = _tile_rows(b, rows, start)
         with _loop(b, _int(0), here) as row, _loop(b, _int(0), blocks) as block:

@@ -1,6 +1,8 @@
 """Our own products with weights in four bits, against the same sums by numpy."""
 
 import gc
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +82,27 @@ def test_a_row_of_a_batch_is_the_same_bit_by_bit_as_by_itself(layer):
             for number in range(count):
                 alone = multiply(kernel, rows[number : number + 1], packed)
                 np.testing.assert_array_equal(alone[0], together[number])
+
+
+def test_products_of_several_threads_at_once_do_not_meet(kernel, layer):
+    weights, packed = layer
+    batches = np.random.default_rng(0).normal(size=(64, 17, len(weights)))
+    expected = [multiply(Int4Kernel(1), rows, packed) for rows in batches]
+    with ThreadPoolExecutor(4) as callers:
+        products = list(callers.map(lambda rows: multiply(kernel, rows, packed), batches))
+    np.testing.assert_array_equal(products, expected)
+
+
+def test_threads_end_with_their_kernel():
+    before = set(threading.enumerate())
+    kernel = Int4Kernel(3)
+    helpers = set(threading.enumerate()) - before
+    assert len(helpers) == 2
+    del kernel
+    gc.collect()
+    for helper in helpers:
+        helper.join(timeout=10)
+    assert not any(helper.is_alive() for helper in helpers)
 
 
 def test_zeros_give_zeros(kernel, layer):
