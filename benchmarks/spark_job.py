@@ -2,7 +2,7 @@
 
     python benchmarks/spark_job.py
     python benchmarks/spark_job.py --workloads WS   # without the 1,400 rows of T
-    python benchmarks/spark_job.py --workloads T --rows 170  # ten minutes without AMX
+    python benchmarks/spark_job.py --workloads T --rows 480  # ten minutes without AMX
 
 The rows are a Delta table of messages and a max_tokens of their own. What is timed is the command
 `phi3-batch score` as users run it, in a process of its own, from Python's start to its end; and
