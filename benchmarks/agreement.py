@@ -29,7 +29,7 @@ from rich.table import Table
 
 from phi3_batch.build import build_int4
 from phi3_batch.engines import ModelFolder
-from phi3_batch.engines.openvino_int4 import computes
+from phi3_batch.engines.openvino_int4 import instructions_for
 
 PROMPTS, PROMPT_TOKENS = 8, 128
 OTHER_BLOCKS = RANDOM_PHI3.with_name("phi3-mini-8-layers-int4-block-128")
@@ -98,7 +98,7 @@ def openvino_logits(
 ) -> np.ndarray:
     """Of the model that the OpenVINO engine runs, by default as it runs it."""
     folder = ModelFolder.open(RANDOM_PHI3)
-    converted = openvino_model(folder, packed=computes(folder))
+    converted = openvino_model(folder, instructions_for(folder))
     model = PagedModel(converted, PROMPTS, PROMPT_TOKENS, properties)
     found = []
     for row, prompt in enumerate(prompts):

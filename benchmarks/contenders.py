@@ -188,10 +188,10 @@ class OurOpenVINO(OurEngine):
         from openvino_model import openvino_model
 
         from phi3_batch.engines.openvino import OpenVINOEngine
-        from phi3_batch.engines.openvino_int4 import computes
+        from phi3_batch.engines.openvino_int4 import instructions_for
 
         folder = ModelFolder.open(model)
-        converted = openvino_model(folder, packed=computes(folder))
+        converted = openvino_model(folder, instructions_for(folder))
         self._engine = OpenVINOEngine(folder, converted, prefix_caching=self.prefix_caching)
 
     def cache_bytes(self) -> int:

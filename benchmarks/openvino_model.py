@@ -5,22 +5,23 @@ from pathlib import Path
 from random_phi3 import HERE
 
 from phi3_batch.engines import ModelFolder
+from phi3_batch.engines.int4_kernel import Instructions
 from phi3_batch.engines.openvino import write_model
 from phi3_batch.engines.openvino_graph import CONVERTER_VERSION, convert
 
 CONVERTED = HERE / ".models" / f"phi3-mini-8-layers-openvino-{CONVERTER_VERSION}"
-PACKED = CONVERTED.with_name(f"{CONVERTED.name}-packed")
 
 
-def openvino_model(folder: ModelFolder, *, packed: bool = False) -> Path:
+def openvino_model(folder: ModelFolder, instructions: Instructions | None = None) -> Path:
     """The folder that openvino_genai loads, made at the first call.
 
-    ``packed`` as the product's converter has it: then only the product can run it.
+    With ``instructions`` as the product's converter has it: then only the product can run it.
     """
-    converted = PACKED if packed else CONVERTED
+    name = f"{CONVERTED.name}-{instructions.name}" if instructions else CONVERTED.name
+    converted = CONVERTED.with_name(name)
     if not converted.exists():
         part = converted.with_suffix(".part")
         part.mkdir(exist_ok=True)
-        write_model(convert(folder, packed=packed), folder, part)
+        write_model(convert(folder, instructions), folder, part)
         part.rename(converted)
     return converted

@@ -1,57 +1,74 @@
-"""Products with weights in four bits by eight-bit activations, in AVX2's own instructions.
+"""Products with weights in four bits, by what a processor multiplies fastest with.
 
-What an int4 build asks for, its accuracy level 4: activations are rounded to eight bits, by blocks
-of 32 with a scale each, and the products of a block are summed as integers. Where a processor has
-nothing newer than AVX2, OpenVINO multiplies in float32, eight numbers an instruction; the
-instruction VPMADDUBSW takes 32 (docs/benchmarks.md has what that gives).
+The loops are in :mod:`int4_avx2` and :mod:`int4_amx`; here is which of them is for what, and the
+threads that run them.
 """
 
+import functools
 import platform
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import llvmlite.binding as llvm
 import numpy as np
 import numpy.typing as npt
 
-from phi3_batch.engines.int4_loops import BLOCK, TILE_BYTES, TILE_OUTPUTS, TILE_ROWS, compiled_loops
+from phi3_batch.engines import int4_amx, int4_avx2
+
+# Inputs with a scale, of every kind
+BLOCK = 32
 
 # Rows from which on the rounding is worth sharing among threads
-_SHARED_ROWS = 16
+_SHARED_ROWS = 17
 # Parts of a product for each thread: a thread that is held up leaves its to the others.
 _PARTS = 4
 
 
-def is_fastest_here() -> bool:
-    """Whether this machine multiplies faster by this kernel than by what OpenVINO has for it."""
-    if platform.machine() not in ("x86_64", "AMD64"):
-        return False
-    has = llvm.get_host_cpu_features()
-    newer = ("avx512f", "avxvnni")  # OpenVINO has kernels of its own for these
-    return has.get("avx2", False) and has.get("fma", False) and not any(has.get(n) for n in newer)
+@dataclass(frozen=True)
+class Instructions:
+    """What weights are packed for.
 
-
-def pack(weights: npt.NDArray[np.uint8], scales: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    """Weights as the kernel reads them.
-
-    Args:
-        weights: two to a byte, the first in the low bits; shape ``(N, K / 32, 16)``.
-        scales: shape ``(N, K / 32)``.
-
-    Returns:
-        Shape ``(N / 16, K / 32, 320)``.
+    Attributes:
+        name: of the set of instructions.
+        tile_outputs: outputs must be a multiple of these.
+        rounds_to_int8: whether activations are, which a build must ask for; to bfloat16 OpenVINO
+            rounds them too where the processor has it.
+        pack: makes weights ready, as :func:`int4_avx2.pack` does.
+        product: a product in its two steps, as :class:`int4_avx2.Product`.
     """
-    outputs, blocks, _ = weights.shape
-    tiles = outputs // TILE_OUTPUTS
-    packed = np.empty((tiles, blocks, TILE_BYTES), np.uint8)
-    fours = np.ascontiguousarray(weights).view(np.uint32).reshape(tiles, TILE_OUTPUTS, blocks, 4)
-    words = packed.view(np.uint32)
-    of_weights = 4 * TILE_OUTPUTS
-    words[:, :, :of_weights] = fours.transpose(0, 2, 3, 1).reshape(tiles, blocks, of_weights)
-    by_tile = scales.astype(np.float32).reshape(tiles, TILE_OUTPUTS, blocks).transpose(0, 2, 1)
-    words[:, :, of_weights:] = np.ascontiguousarray(by_tile).view(np.uint32)
-    return packed
+
+    name: str
+    tile_outputs: int
+    rounds_to_int8: bool
+    pack: Callable[[npt.NDArray[np.uint8], npt.NDArray[np.float32]], npt.NDArray[np.uint8]]
+    product: type[int4_avx2.Product] | type[int4_amx.Product]
+
+
+AVX2 = Instructions("avx2", int4_avx2.TILE_OUTPUTS, True, int4_avx2.pack, int4_avx2.Product)
+AMX = Instructions("amx", int4_amx.TILE_OUTPUTS, False, int4_amx.pack, int4_amx.Product)
+
+# of an output and a block: weights and a scale
+_OUTPUT_BYTES = BLOCK // 2 + 4
+_BY_TILE_BYTES = {each.tile_outputs * _OUTPUT_BYTES: each for each in (AVX2, AMX)}
+
+
+@functools.cache
+def fastest_here() -> Instructions | None:
+    """What this machine multiplies by faster than by all that OpenVINO has for it, if anything."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return None
+    has = {name for name, there in llvm.get_host_cpu_features().items() if there}
+    if has >= {"amx-tile", "amx-bf16", "avx512bf16", "avx512bw"} and int4_amx.is_allowed():
+        return AMX
+    newer = {"avx512f", "avxvnni"}  # OpenVINO has kernels of its own for these
+    return AVX2 if has >= {"avx2", "fma"} and not has & newer else None
+
+
+def output_count(packed: Sequence[int]) -> int:
+    """How many outputs packed weights of a shape have."""
+    return packed[0] * packed[2] // _OUTPUT_BYTES
 
 
 class _Helper:
@@ -89,7 +106,7 @@ def _serve(asked: threading.Lock, done: threading.Lock, work: list[Callable[[], 
 
 
 class Int4Kernel:
-    """The compiled loops and the threads that run them.
+    """The threads that multiply.
 
     Args:
         threads: for one product. They are started here: a thread that one of the runtime's starts
@@ -113,33 +130,16 @@ class Int4Kernel:
 
         Args:
             inputs: shape ``(M, K)``, contiguous.
-            packed: what :func:`pack` gave.
+            packed: of instructions that this machine has; shape ``(tiles, K / 32, bytes)``.
             outputs: where the result goes; shape ``(M, N)``, contiguous.
         """
-        rows, width = inputs.shape
-        tiles, blocks, _ = packed.shape
-        rounded = np.empty(rows * width, np.int8)
-        scales = np.empty(rows * blocks * 2, np.float32)
-        taken = np.zeros(2, np.int64)
-        x, w, a, s, y, t = (
-            array.ctypes.data for array in (inputs, packed, rounded, scales, outputs, taken)
-        )
-        loops = compiled_loops()
-
-        def quantize() -> None:
-            loops.quantize(x, a, s, t, rows, blocks, self._step(-(-rows // TILE_ROWS)))
-
-        def product() -> None:
-            loops.product(w, a, s, y, t + 8, rows, blocks, tiles, self._step(tiles))
-
-        if rows < _SHARED_ROWS:
-            quantize()
+        instructions = _BY_TILE_BYTES[packed.shape[2]]
+        product = instructions.product(inputs, packed, outputs, _PARTS * self.threads)
+        if len(inputs) < _SHARED_ROWS:
+            product.prepare()
         else:
-            self._together(quantize)
-        self._together(product)
-
-    def _step(self, size: int) -> int:
-        return max(1, size // (_PARTS * self.threads))
+            self._together(product.prepare)
+        self._together(product.multiply)
 
     def _together(self, work: Callable[[], None]) -> None:
         if not self._helpers_are_mine.acquire(blocking=False):
@@ -155,4 +155,4 @@ class Int4Kernel:
             self._helpers_are_mine.release()
 
 
-__all__ = ["BLOCK", "TILE_OUTPUTS", "Int4Kernel", "is_fastest_here", "pack"]
+__all__ = ["AMX", "AVX2", "BLOCK", "Instructions", "Int4Kernel", "fastest_here", "output_count"]

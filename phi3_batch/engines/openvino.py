@@ -16,7 +16,12 @@ from phi3_batch.engines.base import Engine
 from phi3_batch.engines.kv_budget import blocks_for, cache_blocks, cache_bytes
 from phi3_batch.engines.model_folder import ModelFolder
 from phi3_batch.engines.openvino_batch import ROWS, STEP_TOKENS, Batch
-from phi3_batch.engines.openvino_int4 import EXTENSION, computes, kept_layers, use_threads
+from phi3_batch.engines.openvino_int4 import (
+    EXTENSION,
+    instructions_for,
+    kept_layers,
+    use_threads,
+)
 from phi3_batch.engines.openvino_row import (
     NAME,
     Companions,
@@ -95,7 +100,7 @@ class OpenVINOEngine(Engine):
         prefix_caching: bool = True,
         memory_bytes: int | None = None,
     ) -> None:
-        by_our_kernel = computes(folder)
+        by_our_kernel = instructions_for(folder) is not None
         self.name = f"{NAME} + int4 kernel" if by_our_kernel else NAME
         self.tokenizer = folder.tokenizer
         self.limits = folder.limits

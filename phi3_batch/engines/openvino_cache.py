@@ -14,10 +14,11 @@ import platformdirs
 
 from phi3_batch.engines.files import Manifest
 from phi3_batch.engines.folder_cache import FolderCache
+from phi3_batch.engines.int4_kernel import Instructions
 from phi3_batch.engines.model_folder import ModelFolder
 from phi3_batch.engines.openvino import MODEL_BIN, write_model
 from phi3_batch.engines.openvino_graph import CONVERTER_VERSION, convert
-from phi3_batch.engines.openvino_int4 import computes
+from phi3_batch.engines.openvino_int4 import instructions_for
 from phi3_batch.engines.openvino_runtime import openvino
 
 _logger = logging.getLogger(__name__)
@@ -38,10 +39,11 @@ def converted_model(folder: ModelFolder, manifest: Manifest) -> Iterator[Path]:
         UnsupportedModelError: the model's graph is one that cannot be converted.
         OSError: not even a small file can be written anywhere.
     """
-    packed = computes(folder)
+    instructions = instructions_for(folder)
+    packed = instructions and instructions.name
     what = f"{manifest.digest} {CONVERTER_VERSION} {openvino.__version__} {packed=}"
     key = hashlib.sha256(what.encode()).hexdigest()[:32]
-    make = partial(_make, folder, packed=packed)
+    make = partial(_make, folder, instructions)
     for root in _roots():
         try:
             found = FolderCache(root, _LIMIT_BYTES).get(key, make, manifest.size_bytes)
@@ -56,8 +58,8 @@ def converted_model(folder: ModelFolder, manifest: Manifest) -> Iterator[Path]:
         yield made
 
 
-def _make(folder: ModelFolder, target: Path, *, packed: bool) -> None:
-    write_model(convert(folder, packed=packed), folder, target)
+def _make(folder: ModelFolder, instructions: Instructions | None, target: Path) -> None:
+    write_model(convert(folder, instructions), folder, target)
     _give_back_freed_memory()
 
 

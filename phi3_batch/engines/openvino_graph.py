@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from phi3_batch.engines.int4_kernel import Instructions
 from phi3_batch.engines.model_folder import ModelFolder
 from phi3_batch.engines.openvino_int4 import (
     kept_layers,
@@ -44,31 +45,31 @@ _NUMBERS = {"num_heads", "kv_num_heads", "scale", "local_window_size"}
 _ATTENTION = "GroupQueryAttention"
 
 
-def convert(folder: ModelFolder, *, packed: bool = False) -> openvino.Model:
+def convert(folder: ModelFolder, instructions: Instructions | None = None) -> openvino.Model:
     """Convert a model.
 
     Args:
         folder: an int4 ONNX build of Phi-3.
-        packed: whether our own kernel is to compute its linear layers.
+        instructions: that our own kernel is to compute its linear layers by, if it is.
 
     Returns:
         A model with the inputs ``input_ids``, ``attention_mask``, ``position_ids`` (each int64 of
         the shape batch x tokens) and ``beam_idx`` (int32, batch), the output ``logits`` (batch x
         tokens x vocabulary), and keys and values of earlier tokens as state. Its weights are those
-        of the file, which must stay until the model is saved. A packed model may have one input
-        more (:func:`~phi3_batch.engines.openvino_int4.take_sampled_tokens`).
+        of the file, which must stay until the model is saved. With our kernel it may have one
+        input more (:func:`~phi3_batch.engines.openvino_int4.take_sampled_tokens`).
 
     Raises:
         UnsupportedModelError: the graph has something that is not known here; the message says
             what.
     """
     try:
-        return _convert(folder, packed=packed)
+        return _convert(folder, instructions)
     except RuntimeError as error:  # OpenVINO's, in its own words
         raise UnsupportedModelError(f"OpenVINO cannot read this model: {_reason(error)}") from error
 
 
-def _convert(folder: ModelFolder, *, packed: bool) -> openvino.Model:
+def _convert(folder: ModelFolder, instructions: Instructions | None) -> openvino.Model:
     graph = next((name for name in folder.files if name.endswith(".onnx")), "")
     core = openvino.Core()
     core.add_extension(read_quantized_embedding)
@@ -90,8 +91,8 @@ def _convert(folder: ModelFolder, *, packed: bool) -> openvino.Model:
         sinks += [key_sink, value_sink]
         layer.node.output(0).replace(_attend(layer, query, key, value, masks[layer.window]))
     with kept_layers() as own_layers:
-        if packed:
-            pack_linear_layers(model)
+        if instructions:
+            pack_linear_layers(model, instructions)
     sign_weights(model)
     # which fails if anything but these inputs is left that the logits depend on
     logits = _find_logits(model)

@@ -8,10 +8,10 @@ import numpy as np
 
 from phi3_batch.engines.int4_kernel import (
     BLOCK,
-    TILE_OUTPUTS,
+    Instructions,
     Int4Kernel,
-    is_fastest_here,
-    pack,
+    fastest_here,
+    output_count,
 )
 from phi3_batch.engines.model_folder import ModelFolder
 from phi3_batch.engines.openvino_runtime import Node, Output, openvino, ops
@@ -25,12 +25,16 @@ _INT8_ACTIVATIONS = 4
 _kernel = Int4Kernel(threads=1)
 
 
-def computes(folder: ModelFolder) -> bool:
-    """Whether the kernel is to compute a model's linear layers on this machine.
+def instructions_for(folder: ModelFolder) -> Instructions | None:
+    """What the kernel is to compute a model's linear layers by on this machine, if it is to.
 
     That is where it is the fastest way, and the build asks for what it does.
     """
-    return is_fastest_here() and folder.quantization.accuracy_level == _INT8_ACTIVATIONS
+    instructions = fastest_here()
+    if instructions is None or not instructions.rounds_to_int8:
+        return instructions
+    asks_for_int8 = folder.quantization.accuracy_level == _INT8_ACTIVATIONS
+    return instructions if asks_for_int8 else None
 
 
 def use_threads(count: int) -> None:
@@ -89,8 +93,7 @@ class Int4Linear(openvino.Op):  # type: ignore[misc]  # a class without types
     def validate_and_infer_types(self) -> None:
         """Tell the runtime the shape of the result."""
         shape = self.get_input_partial_shape(0)
-        tiles = self.get_input_partial_shape(1)[0]
-        shape[len(shape) - 1] = tiles.get_length() * TILE_OUTPUTS
+        shape[len(shape) - 1] = output_count(self.get_input_shape(1))
         self.set_output_type(0, openvino.Type.f32, shape)
 
     def clone_with_new_inputs(self, inputs: Sequence[Output]) -> "Int4Linear":
@@ -110,7 +113,7 @@ class Int4Linear(openvino.Op):  # type: ignore[misc]  # a class without types
         # By index: at the end of its vectors and shapes the runtime throws C++ exceptions, which
         # take as long as all else here.
         rows, packed, target = inputs[0].data, inputs[1].data, outputs[0]
-        count = packed.shape[0] * TILE_OUTPUTS
+        count = output_count(packed.shape)
         target.shape = [*rows.shape[:-1], count]
         _kernel.multiply(rows.reshape(-1, rows.shape[-1]), packed, target.data.reshape(-1, count))
         return True
@@ -121,15 +124,19 @@ with kept_layers() as _named:
     EXTENSION = openvino.OpExtension(Int4Linear)
 
 
-def pack_linear_layers(model: openvino.Model) -> None:
+def pack_linear_layers(model: openvino.Model, instructions: Instructions) -> None:
     """Replace the linear layers that the kernel can compute; others stay as they are.
 
     It can compute those with blocks of whole 32s, and with weights of 0 to 15 around 8.
+
+    Args:
+        model: its linear layers are replaced.
+        instructions: that the weights are packed for.
     """
     found = [node for node in model.get_ordered_ops() if node.get_type_name() == "MatMul"]
     while found:  # none is held longer than needed: what is replaced is freed at once
         product = found.pop()
-        packed = _packed_weights(product)
+        packed = _packed_weights(product, instructions)
         if packed is not None:
             # copied, for a constant that shares the array's memory does not keep it
             constant = openvino.op.Constant(openvino.Tensor(packed), shared_memory=False)
@@ -161,7 +168,9 @@ def gather_sampled_tokens(layer: Node) -> Node:
     return indices
 
 
-def _packed_weights(product: Node) -> np.ndarray[Any, np.dtype[np.uint8]] | None:
+def _packed_weights(
+    product: Node, instructions: Instructions
+) -> np.ndarray[Any, np.dtype[np.uint8]] | None:
     """A linear layer's weights for the kernel: of Reshape((u4 - 8) * scale), transposed."""
     if product.get_attributes() != {"transpose_a": False, "transpose_b": True}:
         return None
@@ -175,12 +184,12 @@ def _packed_weights(product: Node) -> np.ndarray[Any, np.dtype[np.uint8]] | None
     if weights.get_type_name() != "Constant" or weights.get_element_type() != openvino.Type.u4:
         return None
     outputs, blocks, size = weights.get_output_shape(0)
-    fits = outputs % TILE_OUTPUTS == 0 and size % BLOCK == 0
+    fits = outputs % instructions.tile_outputs == 0 and size % BLOCK == 0
     if not fits or zero is None or zero.size != 1 or zero.item() != 8 or scales is None:
         return None
     parts = size // BLOCK  # of a block, which have one scale
     by_block = weights.data.view(np.uint8).reshape(outputs, blocks * parts, BLOCK // 2)
-    return pack(by_block, np.repeat(scales.reshape(outputs, blocks), parts, axis=1))
+    return instructions.pack(by_block, np.repeat(scales.reshape(outputs, blocks), parts, axis=1))
 
 
 def _constant(node: Node) -> Any | None:
@@ -197,8 +206,8 @@ __all__ = [
     "EXTENSION",
     "SAMPLED_TOKENS",
     "Int4Linear",
-    "computes",
     "gather_sampled_tokens",
+    "instructions_for",
     "kept_layers",
     "pack_linear_layers",
     "take_sampled_tokens",

@@ -12,7 +12,7 @@ from phi3_batch.engines import Engine, ModelFolder
 from phi3_batch.engines.onnxruntime_genai import OnnxRuntimeGenAIEngine
 from phi3_batch.engines.openvino import OpenVINOEngine, write_model
 from phi3_batch.engines.openvino_graph import convert
-from phi3_batch.engines.openvino_int4 import computes
+from phi3_batch.engines.openvino_int4 import instructions_for
 from phi3_batch.generation import Completion, GenerationParams, Request
 
 SPAIN = "What is the capital of Spain?"
@@ -31,7 +31,7 @@ def one(engine: Engine, request: Request) -> Completion:
 def converted_model(tiny_folder: ModelFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded model as OpenVINO runs it on this machine."""
     target = tmp_path_factory.mktemp("openvino")
-    write_model(convert(tiny_folder, packed=computes(tiny_folder)), tiny_folder, target)
+    write_model(convert(tiny_folder, instructions_for(tiny_folder)), tiny_folder, target)
     return target
 
 

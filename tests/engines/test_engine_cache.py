@@ -9,6 +9,7 @@ import pytest
 
 from phi3_batch.engines import ModelFolder, cache, get_engine, openvino, openvino_cache
 from phi3_batch.engines.choice import ENGINE_VARIABLE
+from phi3_batch.engines.int4_kernel import AMX, AVX2
 from phi3_batch.engines.openvino import MODEL_BIN, MODEL_XML, OpenVINOEngine
 from phi3_batch.errors import EngineError, InvalidParameterError, UnsupportedModelError
 
@@ -126,7 +127,7 @@ def missing_package(monkeypatch):
 
 
 def unknown_graph(monkeypatch):
-    def refuse(folder, **_):
+    def refuse(*_):
         raise UnsupportedModelError("OpenVINO cannot run this model: it is another")
 
     monkeypatch.setattr(openvino_cache, "convert", refuse)
@@ -177,12 +178,14 @@ def test_the_converted_model_is_kept_for_the_next_process(
 def test_machines_that_multiply_in_other_ways_do_not_share_a_converted_model(
     monkeypatch, cache_root, tiny_folder
 ):
-    for fastest in (True, False, True):
-        monkeypatch.setattr(openvino_cache, "computes", lambda folder, fastest=fastest: fastest)
+    for fastest in (AVX2, None, AMX, AVX2):
+        monkeypatch.setattr(
+            openvino_cache, "instructions_for", lambda folder, fastest=fastest: fastest
+        )
         with openvino_cache.converted_model(tiny_folder, tiny_folder.read_manifest()) as path:
             graph = (path / MODEL_XML).read_text(encoding="utf-8")
-            assert ("Int4Linear" in graph) is fastest
-    assert len(list(cache_root.glob("*/"))) == 2
+            assert ("Int4Linear" in graph) is (fastest is not None)
+    assert len(list(cache_root.glob("*/"))) == 3
 
 
 def test_what_a_conversion_has_let_go_of_is_no_longer_in_memory(
@@ -190,12 +193,12 @@ def test_what_a_conversion_has_let_go_of_is_no_longer_in_memory(
 ):
     convert, full, last = openvino_cache.convert, 0, []
 
-    def convert_with_many_tensors(folder, **options):
+    def convert_with_many_tensors(*arguments):
         nonlocal full
         tensors = [b"x" * 100_000 for _ in range(2_000)]  # too small for pages of their own
         last.append(tensors[-1])  # at the heap's end: what is below stays with the process
         full = resident_bytes()
-        return convert(folder, **options)
+        return convert(*arguments)
 
     monkeypatch.setattr(openvino_cache, "convert", convert_with_many_tensors)
     with openvino_cache.converted_model(tiny_folder, tiny_folder.read_manifest()):

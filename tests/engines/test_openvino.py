@@ -11,10 +11,11 @@ from importlib.metadata import version
 import pytest
 
 from phi3_batch.engines import Limits, kv_budget, openvino
+from phi3_batch.engines.int4_kernel import AVX2
 from phi3_batch.engines.kv_budget import BLOCK_TOKENS, blocks_for, cache_blocks
 from phi3_batch.engines.openvino import MODEL_BIN, MODEL_XML, OpenVINOEngine, write_model
 from phi3_batch.engines.openvino_graph import convert
-from phi3_batch.engines.openvino_int4 import computes
+from phi3_batch.engines.openvino_int4 import instructions_for
 from phi3_batch.engines.openvino_row import CACHE_TOO_SMALL, Companions, generation_config
 from phi3_batch.engines.openvino_runtime import ContinuousBatchingPipeline
 from phi3_batch.engines.threads import thread_count
@@ -55,11 +56,9 @@ def hot_completions(tiny_folder, converted_model, hot):
     return OpenVINOEngine(tiny_folder, converted_model).generate(hot)
 
 
-@pytest.mark.parametrize(
-    ("by_our_kernel", "name"), [(True, f"{NAME} + int4 kernel"), (False, NAME)]
-)
+@pytest.mark.parametrize(("by_our_kernel", "name"), [(AVX2, f"{NAME} + int4 kernel"), (None, NAME)])
 def test_an_engine_says_which_runtime_it_is(monkeypatch, new_openvino, by_our_kernel, name):
-    monkeypatch.setattr(openvino, "computes", lambda folder: by_our_kernel)
+    monkeypatch.setattr(openvino, "instructions_for", lambda folder: by_our_kernel)
     assert new_openvino().name == name
 
 
@@ -181,7 +180,7 @@ def test_prompts_parted_where_steps_are_full_give_the_same_greedy_texts(
     engine = new_openvino()
     alone = [one(engine, request) for request in requests]
     # of nonsense, two tokens may be as good as equally likely: with our kernel one of them is
-    assert completions == (alone if computes(tiny_folder) else reference.generate(requests))
+    assert completions == (alone if instructions_for(tiny_folder) else reference.generate(requests))
     assert new_openvino().generate(requests[::-2]) == completions[::-2]
 
 
@@ -222,10 +221,11 @@ def test_a_prompt_that_waits_for_no_other_does_not_find_what_is_half_computed(
 ):
     # the runtime enters all blocks of a prompt before it has read the prompt
     first = nonsense(20)
-    filling = [Request((7, *nonsense(50 + number)), GenerationParams(9)) for number in range(30)]
+    # few tokens: of nonsense, later ones may be near ties, where the processor rounds to bfloat16
+    filling = [Request((7, *nonsense(50 + number)), GenerationParams(5)) for number in range(30)]
     requests = [
         *filling,
-        *[Request(first[:length], GenerationParams(9)) for length in range(3, 20)],
+        *[Request(first[:length], GenerationParams(5)) for length in range(3, 20)],
         *filling,
     ]
     whole = new_openvino(prefix_caching=False)
@@ -290,7 +290,7 @@ def test_the_cache_is_as_large_as_the_memory_and_no_larger_than_is_of_use(tiny_f
     assert cache_blocks(longer, 2, memory_bytes=10**13) == blocks_for(131072)
 
 
-@pytest.mark.parametrize(("by_our_kernel", "copies"), [(True, 1), (False, 2)])
+@pytest.mark.parametrize(("by_our_kernel", "copies"), [(AVX2, 1), (None, 2)])
 def test_the_cache_has_half_of_what_the_weights_leave(
     monkeypatch, new_openvino, tiny_folder, by_our_kernel, copies
 ):
@@ -298,7 +298,7 @@ def test_the_cache_has_half_of_what_the_weights_leave(
     weights = sum((tiny_folder.path / name).stat().st_size for name in tiny_folder.files)
     available = copies * weights + kv_budget._WORK_BYTES + 2 * 1000 * block_bytes
     monkeypatch.setattr(kv_budget, "available_bytes", lambda: available)
-    monkeypatch.setattr(openvino, "computes", lambda folder: by_our_kernel)
+    monkeypatch.setattr(openvino, "instructions_for", lambda folder: by_our_kernel)
     assert new_openvino()._blocks == 1000
 
 
