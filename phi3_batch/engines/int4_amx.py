@@ -1,9 +1,8 @@
 """Products with weights in four bits by activations in bfloat16, in AMX's tiles.
 
-A tile has 16 rows of 64 bytes, and TDPBF16PS multiplies two of them, 16 x 32 by 32 x 16 numbers, in
-16 cycles. OpenVINO multiplies by it too, and rounds as this does, weights and activations to
-bfloat16, sums in float32; what is gained is told in docs/benchmarks.md. It rearranges weights when
-it loads them, for seconds; here they are multiplied from where the file has them.
+OpenVINO multiplies by them too, and rounds as this does, weights and activations to bfloat16, sums
+in float32; what is gained is told in docs/benchmarks.md. It rearranges weights when it loads them,
+for seconds; here they are multiplied from where the file has them.
 
 Layouts, for N outputs of K inputs and M rows, in blocks of 32 inputs:
 
@@ -17,7 +16,6 @@ Layouts, for N outputs of K inputs and M rows, in blocks of 32 inputs:
 - sums, by 16 rows, by tile of outputs: by output 16 rows.
 """
 
-import ctypes
 import functools
 from collections.abc import Sequence
 
@@ -25,6 +23,19 @@ import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
 
+from phi3_batch.engines.amx_tiles import (
+    FLOATS,
+    INTS,
+    SIDE,
+    TILE_BYTES,
+    every_tile_whole,
+    is_allowed,
+    load_tile,
+    store_tile,
+    tile_op,
+    to_bfloat16,
+    transposed,
+)
 from phi3_batch.engines.llvm_ir import (
     F32,
     I8,
@@ -47,12 +58,10 @@ from phi3_batch.engines.llvm_ir import (
 
 BLOCK = 32  # inputs with a scale
 TILE_OUTPUTS = 32  # of two tiles, which are multiplied by the same rows
-_SIDE = 16  # outputs or rows of a tile
-_HALVES = TILE_OUTPUTS // _SIDE
-_WEIGHT_BYTES = _SIDE * BLOCK // 2
-_HALF_BYTES = _WEIGHT_BYTES + _SIDE * 4
-_TILE_BYTES = _HALVES * _HALF_BYTES
-_EXPANDED = _SIDE * 64  # bytes of a tile for AMX, of any kind
+_HALVES = TILE_OUTPUTS // SIDE
+_WEIGHT_BYTES = SIDE * BLOCK // 2
+_HALF_BYTES = _WEIGHT_BYTES + SIDE * 4
+_PACKED_BYTES = _HALVES * _HALF_BYTES
 _PAIR = 2  # tiles of rows that are multiplied at a time
 
 # Blocks of weights that are expanded at a time, for many rows: with two tiles of rows they fit into
@@ -64,16 +73,6 @@ _PANEL = 256
 _GROUP = 8
 # of memory, ahead of what is expanded for few rows
 _AHEAD = 3
-
-
-def is_allowed() -> bool:
-    """Whether the system gives this process AMX's registers, which it asks for.
-
-    Linux has them asked for by arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA), once for all
-    threads (https://docs.kernel.org/arch/x86/xstate.html).
-    """
-    syscall = getattr(ctypes.CDLL(None), "syscall", None)
-    return syscall is not None and syscall(158, 0x1023, 18) == 0
 
 
 def pack(weights: npt.NDArray[np.uint8], scales: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
@@ -98,9 +97,9 @@ def pack(weights: npt.NDArray[np.uint8], scales: npt.NDArray[np.float32]) -> npt
         words = np.bitwise_or.reduce(fours << shifts, axis=2)
         ordered = np.ascontiguousarray(words.transpose(2, 0, 1, 3)).view(np.uint8)
         target[:, :, :_WEIGHT_BYTES] = ordered.reshape(blocks, _HALVES, _WEIGHT_BYTES)
-    by_half = scales.astype(np.float32).reshape(tiles, _HALVES, _SIDE, blocks)
+    by_half = scales.astype(np.float32).reshape(tiles, _HALVES, SIDE, blocks)
     packed[..., _WEIGHT_BYTES:] = np.ascontiguousarray(by_half.transpose(0, 3, 1, 2)).view(np.uint8)
-    return packed.reshape(tiles, blocks, _TILE_BYTES)
+    return packed.reshape(tiles, blocks, _PACKED_BYTES)
 
 
 class Product:
@@ -122,8 +121,8 @@ class Product:
     ) -> None:
         rows, _ = inputs.shape
         tiles, blocks, _ = packed.shape
-        row_tiles = -(-rows // _SIDE)
-        rounded = np.empty(row_tiles * blocks * _EXPANDED + 64, np.uint8)
+        row_tiles = -(-rows // SIDE)
+        rounded = np.empty(row_tiles * blocks * TILE_BYTES + 64, np.uint8)
         taken = np.zeros(2, np.int64)
         self._arrays = arrays = inputs, packed, rounded, outputs, taken
         x, w, a, y, t = (array.ctypes.data for array in arrays)
@@ -153,64 +152,23 @@ def _code() -> Code:
     return Code(module, features, {"round": (3, 3), "multiply": (4, 4)})
 
 
-class _BFloat(ir.Type):  # type: ignore[misc]  # a class without types
-    """LLVM's bfloat, which llvmlite does not know."""
-
-    def _to_string(self) -> str:
-        return "bfloat"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _BFloat)
-
-    def __hash__(self) -> int:
-        return hash(_BFloat)
-
-
-_FLOATS, _INTS = ir.VectorType(F32, _SIDE), ir.VectorType(I32, _SIDE)
-_WORDS, _BFLOATS = ir.VectorType(I16, BLOCK), ir.VectorType(_BFloat(), BLOCK)
+_WORDS = ir.VectorType(I16, BLOCK)
 # what the 16 values of a weight are, but for the scale
-_LEVELS = ir.Constant(_FLOATS, [float(value - 8) for value in range(16)])
+_LEVELS = ir.Constant(FLOATS, [float(value - 8) for value in range(16)])
 
 # AMX's registers: sums of two tiles of rows and two of outputs, rows, and weights
 _SUMS, _ROWS, _WEIGHTS = 0, 4, 6
 
 
-def _tile_op(b: ir.IRBuilder, name: str, *operands: int | ir.Value) -> None:
-    values = [ir.Constant(I8, each) if isinstance(each, int) else each for each in operands]
-    call(b, f"llvm.x86.{name}", VOID, *values)
-
-
-def _load_tile(b: ir.IRBuilder, tile: int, source: ir.Value) -> None:
-    _tile_op(b, "tileloadd64", tile, source, i64(64))
-
-
-def _store_tile(b: ir.IRBuilder, tile: int, target: ir.Value) -> None:
-    _tile_op(b, "tilestored64", tile, target, i64(64))
-
-
-def _every_tile_whole(module: ir.Module) -> ir.GlobalVariable:
-    """AMX's configuration: palette 1, eight tiles of 16 rows of 64 bytes."""
-    data = bytearray(64)
-    data[0] = 1
-    data[16:32:2] = bytes([64] * 8)
-    data[48:56] = bytes([16] * 8)
-    kind = ir.ArrayType(I8, 64)
-    configuration = ir.GlobalVariable(module, kind, "configuration")
-    configuration.initializer = ir.Constant(kind, data)
-    configuration.global_constant = True
-    configuration.linkage = "internal"
-    return configuration
-
-
 def _multiply_block(b: ir.IRBuilder, weights: ir.Value, rows: Sequence[ir.Value]) -> None:
     """Add a block's products to the sums: one or two tiles of rows by expanded weights."""
     for half in range(_HALVES):
-        _load_tile(b, _WEIGHTS + half, at(b, weights, i64(half * _EXPANDED)))
+        load_tile(b, _WEIGHTS + half, at(b, weights, i64(half * TILE_BYTES)))
     for place, tile in enumerate(rows):
-        _load_tile(b, _ROWS + place, tile)
+        load_tile(b, _ROWS + place, tile)
         for half in range(_HALVES):
             target = _SUMS + place * _HALVES + half
-            _tile_op(b, "tdpbf16ps", target, _WEIGHTS + half, _ROWS + place)
+            tile_op(b, "tdpbf16ps", target, _WEIGHTS + half, _ROWS + place)
 
 
 def _expand(b: ir.IRBuilder, packed: ir.Value, target: ir.Value) -> None:
@@ -220,13 +178,13 @@ def _expand(b: ir.IRBuilder, packed: ir.Value, target: ir.Value) -> None:
     in float32, rounded, of which VPERMW takes the upper half.
     """
     for half in range(_HALVES):
-        for place in range(_SIDE):
+        for place in range(SIDE):
             four, shift = divmod(place, 4)
             if shift == 0:
                 words = vector(b, packed, half * _HALF_BYTES + 64 * four, _WORDS)
             scale_at = at(b, packed, i64(half * _HALF_BYTES + _WEIGHT_BYTES + 4 * place))
-            values = b.fmul(_LEVELS, splat(b, load(b, scale_at, F32, 4), _FLOATS))
-            rounded = b.add(b.bitcast(values, _INTS), filled(_INTS, 0x8000))
+            values = b.fmul(_LEVELS, splat(b, load(b, scale_at, F32, 4), FLOATS))
+            rounded = b.add(b.bitcast(values, INTS), filled(INTS, 0x8000))
             # number w is word 2 w + 1; of more than five bits VPERMW takes no notice
             twice = (
                 b.lshr(words, filled(_WORDS, 4 * shift - 1))
@@ -240,22 +198,8 @@ def _expand(b: ir.IRBuilder, packed: ir.Value, target: ir.Value) -> None:
                 b.bitcast(rounded, _WORDS),
                 b.or_(twice, filled(_WORDS, 1)),
             )
-            row = at(b, target, i64(half * _EXPANDED + 64 * place))
+            row = at(b, target, i64(half * TILE_BYTES + 64 * place))
             b.store(chosen, row, align=64)
-
-
-def _transposed(b: ir.IRBuilder, vectors: Sequence[ir.Value]) -> list[ir.Value]:
-    """16 vectors of 16, turned: one bit of a vector's number and of places in it at a time."""
-    turned = list(vectors)
-    for bit in (1, 2, 4, 8):
-        first = [place if not place & bit else 16 + (place ^ bit) for place in range(16)]
-        second = [place | bit if not place & bit else 16 + place for place in range(16)]
-        for low in range(16):
-            if not low & bit:
-                pair = turned[low], turned[low | bit]
-                turned[low] = b.shuffle_vector(*pair, ir.Constant(_INTS, first))
-                turned[low | bit] = b.shuffle_vector(*pair, ir.Constant(_INTS, second))
-    return turned
 
 
 def _round(module: ir.Module) -> None:
@@ -263,27 +207,26 @@ def _round(module: ir.Module) -> None:
     b, (x, a, taken, rows, blocks, step) = function(module, "round", 3, 3)
     width, last = b.mul(blocks, i64(BLOCK)), b.sub(rows, i64(1))
     with shared_parts(b, taken, _tiles(b, rows), step) as part, loop(b, *part) as tile:
-        first = b.mul(tile, i64(_SIDE))
+        first = b.mul(tile, i64(SIDE))
         sources = [
             at(b, x, b.mul(least(b, b.add(first, i64(row)), last), width), F32)
-            for row in range(_SIDE)
+            for row in range(SIDE)
         ]
-        target = at(b, a, b.mul(tile, b.mul(blocks, i64(_EXPANDED))))
+        target = at(b, a, b.mul(tile, b.mul(blocks, i64(TILE_BYTES))))
         with loop(b, i64(0), blocks) as block:
             rounded = []
             for source in sources:
                 here = at(b, source, b.mul(block, i64(BLOCK)), F32)
-                low, high = (vector(b, here, 64 * half, _FLOATS) for half in range(2))
-                narrow = call(b, "llvm.x86.avx512bf16.cvtne2ps2bf16.512", _BFLOATS, high, low)
-                rounded.append(b.bitcast(narrow, _INTS))
-            of_block = at(b, target, b.mul(block, i64(_EXPANDED)))
-            for pair, values in enumerate(_transposed(b, rounded)):
+                low, high = (vector(b, here, 64 * half, FLOATS) for half in range(2))
+                rounded.append(to_bfloat16(b, low, high))
+            of_block = at(b, target, b.mul(block, i64(TILE_BYTES)))
+            for pair, values in enumerate(transposed(b, rounded)):
                 b.store(values, at(b, of_block, i64(64 * pair)), align=64)
     b.ret_void()
 
 
 def _tiles(b: ir.IRBuilder, rows: ir.Value) -> ir.Value:
-    return b.sdiv(b.add(rows, i64(_SIDE - 1)), i64(_SIDE))
+    return b.sdiv(b.add(rows, i64(SIDE - 1)), i64(SIDE))
 
 
 def _few(module: ir.Module, tiles: int) -> ir.Function:
@@ -295,32 +238,32 @@ def _few(module: ir.Module, tiles: int) -> ir.Function:
     places = 4
 
     def expanded_at(block: ir.Value) -> ir.Value:
-        return at(b, u, b.mul(b.and_(block, i64(places - 1)), i64(_HALVES * _EXPANDED)))
+        return at(b, u, b.mul(b.and_(block, i64(places - 1)), i64(_HALVES * TILE_BYTES)))
 
     def expand(block: ir.Value) -> None:
-        packed = at(b, w, b.mul(block, i64(_TILE_BYTES)))
-        for line in range(_TILE_BYTES // 64):
-            later = at(b, packed, i64(_AHEAD * _TILE_BYTES + 64 * line))
+        packed = at(b, w, b.mul(block, i64(_PACKED_BYTES)))
+        for line in range(_PACKED_BYTES // 64):
+            later = at(b, packed, i64(_AHEAD * _PACKED_BYTES + 64 * line))
             into_the_first_cache = [ir.Constant(I32, value) for value in (0, 3, 1)]
             call(b, "llvm.prefetch.p0", VOID, later, *into_the_first_cache)
         _expand(b, packed, expanded_at(block))
 
     def multiply(block: ir.Value) -> None:
         rows = [
-            at(b, a, b.mul(b.add(b.mul(blocks, i64(tile)), block), i64(_EXPANDED)))
+            at(b, a, b.mul(b.add(b.mul(blocks, i64(tile)), block), i64(TILE_BYTES)))
             for tile in range(tiles)
         ]
         _multiply_block(b, expanded_at(block), rows)
 
     for place in range(tiles * _HALVES):
-        _tile_op(b, "tilezero", _SUMS + place)
+        tile_op(b, "tilezero", _SUMS + place)
     expand(i64(0))
     with loop(b, i64(1), blocks) as block:
         expand(block)
         multiply(b.sub(block, i64(1)))
     multiply(b.sub(blocks, i64(1)))
     for place in range(tiles * _HALVES):
-        _store_tile(b, _SUMS + place, at(b, c, i64(place * _EXPANDED)))
+        store_tile(b, _SUMS + place, at(b, c, i64(place * TILE_BYTES)))
     b.ret_void()
     return b.function
 
@@ -329,8 +272,8 @@ def _expand_blocks(module: ir.Module) -> ir.Function:
     """``expand(w, u, count)``: so many blocks of weights."""
     b, (w, u, count) = function(module, "expand", 2, 1, internal=True)
     with loop(b, i64(0), count) as block:
-        target = at(b, u, b.mul(block, i64(_HALVES * _EXPANDED)))
-        _expand(b, at(b, w, b.mul(block, i64(_TILE_BYTES))), target)
+        target = at(b, u, b.mul(block, i64(_HALVES * TILE_BYTES)))
+        _expand(b, at(b, w, b.mul(block, i64(_PACKED_BYTES))), target)
     b.ret_void()
     return b.function
 
@@ -341,22 +284,22 @@ def _many(module: ir.Module, tiles: int) -> ir.Function:
     They are of one or two tiles of rows; before the ``first`` block there is nothing to add to.
     """
     b, (u, a, c, count, blocks, first) = function(module, f"many{tiles}", 3, 3, internal=True)
-    sums = [(_SUMS + place, i64(place * _EXPANDED)) for place in range(tiles * _HALVES)]
+    sums = [(_SUMS + place, i64(place * TILE_BYTES)) for place in range(tiles * _HALVES)]
     with b.if_else(b.icmp_signed("==", first, i64(0))) as (is_first, is_later):
         with is_first:
             for tile, _ in sums:
-                _tile_op(b, "tilezero", tile)
+                tile_op(b, "tilezero", tile)
         with is_later:
             for tile, offset in sums:
-                _load_tile(b, tile, at(b, c, offset))
+                load_tile(b, tile, at(b, c, offset))
     with loop(b, i64(0), count) as block:
         rows = [
-            at(b, a, b.mul(b.add(b.mul(blocks, i64(tile)), block), i64(_EXPANDED)))
+            at(b, a, b.mul(b.add(b.mul(blocks, i64(tile)), block), i64(TILE_BYTES)))
             for tile in range(tiles)
         ]
-        _multiply_block(b, at(b, u, b.mul(block, i64(_HALVES * _EXPANDED))), rows)
+        _multiply_block(b, at(b, u, b.mul(block, i64(_HALVES * TILE_BYTES))), rows)
     for tile, offset in sums:
-        _store_tile(b, tile, at(b, c, offset))
+        store_tile(b, tile, at(b, c, offset))
     b.ret_void()
     return b.function
 
@@ -367,16 +310,16 @@ def _write(module: ir.Module) -> ir.Function:
     Rows of ``y`` are ``stride`` numbers apart.
     """
     b, (c, t, y, rows, stride) = function(module, "write", 3, 2, internal=True)
-    with loop(b, i64(0), rows, _SIDE) as first:
-        here = least(b, b.sub(rows, first), i64(_SIDE))
+    with loop(b, i64(0), rows, SIDE) as first:
+        here = least(b, b.sub(rows, first), i64(SIDE))
         for half in range(_HALVES):
-            sums = at(b, c, b.add(b.mul(first, i64(_HALVES * 64)), i64(half * _EXPANDED)))
-            vectors = [vector(b, sums, 64 * output, _FLOATS) for output in range(_SIDE)]
-            for row, values in enumerate(_transposed(b, vectors)):
+            sums = at(b, c, b.add(b.mul(first, i64(_HALVES * 64)), i64(half * TILE_BYTES)))
+            vectors = [vector(b, sums, 64 * output, FLOATS) for output in range(SIDE)]
+            for row, values in enumerate(transposed(b, vectors)):
                 b.store(values, at(b, t, i64(64 * row)), align=64)
             with loop(b, i64(0), here) as row:
-                place = b.add(b.mul(b.add(first, row), stride), i64(half * _SIDE))
-                values = load(b, at(b, t, b.mul(row, i64(64))), _FLOATS, 64)
+                place = b.add(b.mul(b.add(first, row), stride), i64(half * SIDE))
+                values = load(b, at(b, t, b.mul(row, i64(64))), FLOATS, 64)
                 b.store(values, at(b, y, place, F32), align=4)
     b.ret_void()
     return b.function
@@ -384,21 +327,21 @@ def _write(module: ir.Module) -> ir.Function:
 
 def _multiply(module: ir.Module) -> None:
     """``multiply(w, a, y, taken, rows, blocks, tiles, step)``: tiles that are not taken yet."""
-    configuration = _every_tile_whole(module)
+    configuration = every_tile_whole(module)
     few, many = _few_rows(module), _many_rows(module)
     b, (w, a, y, taken, rows, blocks, tiles, step) = function(module, "multiply", 4, 4)
     # Others have the tiles configured in another way, and think that it stays so.
     before = _scratch(b, i64(64))
-    _tile_op(b, "sttilecfg", before)
-    _tile_op(b, "ldtilecfg", configuration)
-    are_few = b.icmp_signed("<=", rows, i64(_PAIR * _SIDE))
-    expanded = _scratch(b, i64(_BLOCKS * _HALVES * _EXPANDED))
+    tile_op(b, "sttilecfg", before)
+    tile_op(b, "ldtilecfg", configuration)
+    are_few = b.icmp_signed("<=", rows, i64(_PAIR * SIDE))
+    expanded = _scratch(b, i64(_BLOCKS * _HALVES * TILE_BYTES))
     sums_bytes = b.select(
-        are_few, i64(_PAIR * _HALVES * _EXPANDED), i64(_GROUP * _PANEL * _HALVES * 64)
+        are_few, i64(_PAIR * _HALVES * TILE_BYTES), i64(_GROUP * _PANEL * _HALVES * 64)
     )
-    sums, turned = _scratch(b, sums_bytes), _scratch(b, i64(_EXPANDED))
+    sums, turned = _scratch(b, sums_bytes), _scratch(b, i64(TILE_BYTES))
     with shared_parts(b, taken, tiles, step) as (first, end):
-        weights = at(b, w, b.mul(first, b.mul(blocks, i64(_TILE_BYTES))))
+        weights = at(b, w, b.mul(first, b.mul(blocks, i64(_PACKED_BYTES))))
         outputs = at(b, y, b.mul(first, i64(TILE_OUTPUTS)), F32)
         stride = b.mul(tiles, i64(TILE_OUTPUTS))
         pointers = [weights, a, outputs, expanded, sums, turned]
@@ -408,7 +351,7 @@ def _multiply(module: ir.Module) -> None:
                 b.call(few, arguments)
             with no:
                 b.call(many, arguments)
-    _tile_op(b, "ldtilecfg", before)
+    tile_op(b, "ldtilecfg", before)
     b.ret_void()
 
 
@@ -425,9 +368,9 @@ def _few_rows(module: ir.Module) -> ir.Function:
     b, (w, a, y, u, c, t, rows, blocks, count, stride) = function(
         module, "few_rows", 6, 4, internal=True
     )
-    is_one = b.icmp_signed("<=", rows, i64(_SIDE))
+    is_one = b.icmp_signed("<=", rows, i64(SIDE))
     with loop(b, i64(0), count) as tile:
-        arguments = [at(b, w, b.mul(tile, b.mul(blocks, i64(_TILE_BYTES)))), a, u, c, blocks]
+        arguments = [at(b, w, b.mul(tile, b.mul(blocks, i64(_PACKED_BYTES)))), a, u, c, blocks]
         with b.if_else(is_one) as (one, two):
             with one:
                 b.call(of_one, arguments)
@@ -446,18 +389,18 @@ def _many_rows(module: ir.Module) -> ir.Function:
     b, (w, a, y, u, c, t, rows, blocks, count, stride) = function(
         module, "many_rows", 6, 4, internal=True
     )
-    row_bytes = b.mul(blocks, i64(_EXPANDED))  # of a tile of rows
+    row_bytes = b.mul(blocks, i64(TILE_BYTES))  # of a tile of rows
     sums_of_tile = i64(_PANEL * _HALVES * 64)
     with loop(b, i64(0), rows, _PANEL) as first:
         here = least(b, b.sub(rows, first), i64(_PANEL))
         row_tiles = _tiles(b, here)
         even = b.and_(row_tiles, i64(-_PAIR))
-        panel = at(b, a, b.mul(b.sdiv(first, i64(_SIDE)), row_bytes))
+        panel = at(b, a, b.mul(b.sdiv(first, i64(SIDE)), row_bytes))
         with loop(b, i64(0), blocks, _BLOCKS) as block, loop(b, i64(0), count) as tile:
             these = least(b, b.sub(blocks, block), i64(_BLOCKS))
             place = b.add(b.mul(tile, blocks), block)
-            b.call(expand, [at(b, w, b.mul(place, i64(_TILE_BYTES))), u, these])
-            inputs = at(b, panel, b.mul(block, i64(_EXPANDED)))
+            b.call(expand, [at(b, w, b.mul(place, i64(_PACKED_BYTES))), u, these])
+            inputs = at(b, panel, b.mul(block, i64(TILE_BYTES)))
             sums = at(b, c, b.mul(tile, sums_of_tile))
 
             def add(
@@ -469,7 +412,7 @@ def _many_rows(module: ir.Module) -> ir.Function:
                 numbers: Sequence[ir.Value] = (these, blocks, block),
             ) -> None:
                 these_rows = at(b, inputs, b.mul(row_tile, row_bytes))
-                of_sums = at(b, sums, b.mul(row_tile, i64(_HALVES * _EXPANDED)))
+                of_sums = at(b, sums, b.mul(row_tile, i64(_HALVES * TILE_BYTES)))
                 b.call(of_rows, [u, these_rows, of_sums, *numbers])
 
             with loop(b, i64(0), even, _PAIR) as row_tile:
@@ -484,4 +427,4 @@ def _many_rows(module: ir.Module) -> ir.Function:
     return b.function
 
 
-__all__ = ["BLOCK", "TILE_OUTPUTS", "Product", "is_allowed", "pack"]
+__all__ = ["BLOCK", "TILE_OUTPUTS", "Product", "pack"]

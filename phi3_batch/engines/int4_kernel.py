@@ -15,7 +15,7 @@ import llvmlite.binding as llvm
 import numpy as np
 import numpy.typing as npt
 
-from phi3_batch.engines import int4_amx, int4_avx2
+from phi3_batch.engines import amx_tiles, int4_amx, int4_avx2
 
 # Inputs with a scale, of every kind
 BLOCK = 32
@@ -60,7 +60,7 @@ def fastest_here() -> Instructions | None:
     if platform.machine() not in ("x86_64", "AMD64"):
         return None
     has = {name for name, there in llvm.get_host_cpu_features().items() if there}
-    if has >= {"amx-tile", "amx-bf16", "avx512bf16", "avx512bw"} and int4_amx.is_allowed():
+    if has >= {"amx-tile", "amx-bf16", "avx512bf16", "avx512bw"} and amx_tiles.is_allowed():
         return AMX
     newer = {"avx512f", "avxvnni"}  # OpenVINO has kernels of its own for these
     return AVX2 if has >= {"avx2", "fma"} and not has & newer else None

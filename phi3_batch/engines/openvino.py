@@ -77,7 +77,8 @@ class OpenVINOEngine(Engine):
     A sampled completion is the same bit by bit, whatever else is in the batch, unless more than 128
     tokens of its prompt are new: these are read in parts, as steps have room for them. A greedy one
     and such a one may differ where two tokens are as good as equally likely, on processors that
-    compute in bfloat16: they multiply in another way while fewer than five requests are left.
+    compute in bfloat16: it attends in another way to what is read together, and OpenVINO's own
+    layers multiply in another way while fewer than five requests are left.
 
     Args:
         folder: the model.

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from phi3_batch.engines import int4_amx, int4_kernel
+from phi3_batch.engines import amx_tiles, int4_kernel
 from phi3_batch.engines.int4_kernel import (
     AMX,
     AVX2,
@@ -173,7 +173,7 @@ def test_it_is_for_processors_with_amx_or_with_avx2_and_nothing_newer(
     monkeypatch.setattr(
         int4_kernel.llvm, "get_host_cpu_features", lambda: dict.fromkeys(features, True)
     )
-    monkeypatch.setattr(int4_amx, "is_allowed", lambda: True)
+    monkeypatch.setattr(amx_tiles, "is_allowed", lambda: True)
     assert fastest_here.__wrapped__() is fastest
 
 
@@ -182,7 +182,7 @@ def test_a_system_that_does_not_allow_amx_has_openvinos_own_layers(monkeypatch):
     monkeypatch.setattr(
         int4_kernel.llvm, "get_host_cpu_features", lambda: dict.fromkeys(OF_AMX, True)
     )
-    monkeypatch.setattr(int4_amx, "is_allowed", lambda: False)
+    monkeypatch.setattr(amx_tiles, "is_allowed", lambda: False)
     assert fastest_here.__wrapped__() is None
 
 
