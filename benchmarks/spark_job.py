@@ -1,7 +1,7 @@
 """The Spark job against the engine in it: what Spark, MLflow and Delta Lake cost.
 
     python benchmarks/spark_job.py
-    python benchmarks/spark_job.py --workloads WS   # without the 1,400 rows of T
+    python benchmarks/spark_job.py --workloads WS   # without the 2,100 rows of T
     python benchmarks/spark_job.py --workloads T --rows 480  # ten minutes without AMX
 
 The rows are a Delta table of messages and a max_tokens of their own. What is timed is the command

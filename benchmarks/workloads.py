@@ -140,5 +140,5 @@ WORKLOADS = {
         f"8 rows, {LONG_PROMPT:,} tokens in, {LONG_OUTPUT} out",
         lambda texts: even(texts, 8, LONG_PROMPT, LONG_OUTPUT),
     ),
-    "T": ("ten minutes: 1,400 rows like W's", lambda texts: ragged(texts, 1400)),
+    "T": ("ten minutes: 2,100 rows like W's", lambda texts: ragged(texts, 2100)),
 }
