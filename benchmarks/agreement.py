@@ -3,11 +3,11 @@
     python benchmarks/agreement.py
 
 Both engines read the same int4 weights, and neither computes with them exactly: onnxruntime rounds
-activations to int8 before each product, and so does our kernel where it takes OpenVINO's place;
-OpenVINO to bfloat16 where the processor has it. So they
-differ, and the question is by how much. The measure is what onnxruntime-genai's own logits differ
-by when something changes that nobody calls another model: threads, how the prompt is cut up, the
-rounding of activations, the size of the blocks that share a scale.
+activations to int8 before each product, and so does our kernel for AVX2; OpenVINO rounds to
+bfloat16 where the processor has it, and so does our kernel for AMX. So they differ, and the
+question is by how much. The measure is what onnxruntime-genai's own logits differ by when something
+changes that nobody calls another model: threads, how the prompt is cut up, the rounding of
+activations, the size of the blocks that share a scale.
 
 Prompts are random ids on random weights of Phi-3-mini's shapes, so that nothing is easy: logits lie
 close together. All tokens are given (teacher forcing): a difference cannot lead to another text.
