@@ -46,6 +46,10 @@ class InputGoneError(ScoringError):
     """The version of the input that a run reads has been removed: the run cannot be finished."""
 
 
+class SupersededError(ScoringError):
+    """Another run has taken the output over, and this one may not write into it any more."""
+
+
 class PromotionError(Phi3BatchError):
     """A model version failed its smoke score; its alias is where it was."""
 

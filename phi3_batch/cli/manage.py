@@ -37,6 +37,8 @@ def verify(
     print_field("run", found.record.fingerprint)
     print_field("model", found.record.settings["model"])
     print_field("check", str(found.balance))
+    if found.unknown:
+        print_field("unknown", f"{found.unknown:,} rows are of no run in the output's history")
     if not found.balance.ok:
         raise typer.Exit(1)
 

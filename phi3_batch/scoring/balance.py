@@ -1,13 +1,14 @@
 """Rows in against rows out: whether a table has each row once."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from phi3_batch.scoring.columns import named
-from phi3_batch.scoring.schema import REQUEST_ID
+from phi3_batch.scoring.ledger import Ledger
+from phi3_batch.scoring.schema import FINGERPRINT, REQUEST_ID
 
 _IN, _OUT, _ASKED, _ANSWERED = "__rows_in", "__rows_out", "__asked", "__answered"
 
@@ -25,6 +26,8 @@ class Balance:
         stale: with ids, rows whose request is another than the one that was answered.
         orphans_allowed: whether orphaned rows are as they should be: with ids, the input may have
             lost rows that the output keeps.
+        unknown: rows of the output that no run of its history has written, where all should be of
+            one.
     """
 
     rows_in: int
@@ -34,18 +37,20 @@ class Balance:
     orphaned: int
     stale: int
     orphans_allowed: bool
+    unknown: int = 0
 
     @property
     def ok(self) -> bool:
         """Whether each row is there once."""
         orphans = 0 if self.orphans_allowed else self.orphaned
-        return not (self.missing or self.doubled or self.stale or orphans)
+        return not (self.missing or self.doubled or self.stale or orphans or self.unknown)
 
     def __str__(self) -> str:
         stale = f", {self.stale:,} out of date" if self.stale else ""
+        unknown = f", {self.unknown:,} of no run of its history" if self.unknown else ""
         return (
             f"{self.rows_in:,} in, {self.rows_out:,} out, {self.missing:,} missing,"
-            f" {self.doubled:,} doubled, {self.orphaned:,} orphaned{stale}"
+            f" {self.doubled:,} doubled, {self.orphaned:,} orphaned{stale}{unknown}"
         )
 
 
@@ -79,3 +84,33 @@ def compare(rows_in: DataFrame, rows_out: DataFrame, ids: Sequence[str]) -> Bala
     assert counted is not None  # an aggregate of no rows is a row too
     ins, outs, missing, doubled, orphaned, stale = (count or 0 for count in counted)
     return Balance(ins, outs, missing, doubled, orphaned, stale, bool(ids))
+
+
+def compare_run(
+    rows_in: DataFrame, table: DataFrame, ledger: Ledger, fingerprint: str, ids: Sequence[str]
+) -> Balance:
+    """Count the input of a run against its output; all of that, where nothing else may be in it.
+
+    Args:
+        rows_in: with a column ``request_id``.
+        table: the output.
+        ledger: the output's history.
+        fingerprint: of the run.
+        ids: columns that name a row; without any, the rows with the run's fingerprint are its own.
+    """
+    own = table if ids else table.where(F.col(FINGERPRINT) == fingerprint)
+    balance = compare(rows_in, own, ids)
+    if ledger.is_all_ours:
+        return replace(balance, unknown=count_unknown(table, ledger))
+    return balance
+
+
+def count_unknown(table: DataFrame, ledger: Ledger) -> int:
+    """How many rows of an output no run in its history has written.
+
+    Args:
+        table: with a column ``fingerprint``.
+        ledger: its history.
+    """
+    known = sorted({commit.fingerprint for commit in ledger.since_replaced()})
+    return table.where(~F.coalesce(F.col(FINGERPRINT).isin(known), F.lit(False))).count()

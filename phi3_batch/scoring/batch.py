@@ -14,11 +14,11 @@ from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from phi3_batch.errors import InputGoneError, ScoringError
-from phi3_batch.scoring import commits, faults, schema, session, statistics, tables
-from phi3_batch.scoring.balance import Balance, compare
+from phi3_batch.errors import InputGoneError, ScoringError, SupersededError
+from phi3_batch.scoring import faults, schema, session, statistics, tables
+from phi3_batch.scoring.balance import Balance, compare_run
 from phi3_batch.scoring.chunks import ChunkScorer, ScoredChunk
-from phi3_batch.scoring.ledger import describe_commit, read_ledger
+from phi3_batch.scoring.ledger import Ledger, read_ledger
 from phi3_batch.scoring.plan import REQUEST_ID, ScoringPlan
 from phi3_batch.scoring.statistics import Statistics
 from phi3_batch.scoring.udf import engines_in_use, worker_settings
@@ -163,11 +163,6 @@ def run_scoring(
         outcome = job.run()
         scored = outcome is not Outcome.INTERRUPTED and progress.requests_done
         engines = engines_in_use(spark, plan.slots) if scored else set()
-    if outcome is Outcome.COMPLETE and plan.to_delete:
-        says = describe_commit(plan.fingerprint, chunk=None)
-        commits.delete_others(
-            plan.input.rows.select(*plan.options.ids), plan.options.output, plan.options.ids, says
-        )
     return replace(_summarize(spark, plan, outcome, progress), engines=frozenset(engines))
 
 
@@ -207,16 +202,14 @@ class _Job:
             # The first commit makes or replaces the table, and is waited for: if its chunk cannot
             # be scored, the table is as it was.
             if self._plan.state.begin:
-                first = waiting.popleft() if waiting else None
-                self._submit(lambda: scorer.begin(first))
-                while self._running:
-                    self._wait()
-            elif waiting:
-                scorer.find_start()
+                first = waiting.popleft() if waiting and not self._plan.begins_empty else None
+                self._finish(lambda: scorer.begin(first))
             while self._running or (waiting and not self._is_spent()):
                 while waiting and len(self._running) < self._in_flight and not self._is_spent():
                     self._submit(partial(scorer.score, waiting.popleft()))
                 self._wait()
+            if not waiting and self._plan.to_delete:
+                self._finish(scorer.delete_removed)
         except KeyboardInterrupt:
             self._drop_running()
             return Outcome.INTERRUPTED
@@ -224,6 +217,8 @@ class _Job:
         except (ScoringError, PySparkException, Py4JError, OSError) as error:
             self._drop_running()
             failed = error if isinstance(error, ScoringError) else faults.failure(error)
+            if isinstance(failed, SupersededError):  # which says what is left to do
+                raise failed from error
             raise ScoringError(f"{failed}; {self._how_to_go_on(failed)}") from error
         finally:
             self._pool.close()
@@ -233,6 +228,12 @@ class _Job:
         return self._budget.is_spent(
             time.monotonic() - self._started, self._progress.generated_tokens
         )
+
+    def _finish(self, work: Callable[[], ScoredChunk | None]) -> None:
+        """Do something by itself."""
+        self._submit(work)
+        while self._running:
+            self._wait()
 
     def _submit(self, work: Callable[[], ScoredChunk | None]) -> None:
         self._running.add(self._pool.submit(work))
@@ -263,7 +264,10 @@ class _Job:
             return "the output is as it was"
         there = f"{done:,} of {rows:,} rows are in the output"
         if isinstance(failed, InputGoneError):
-            return f"{there}, and the input as it is now is another run: --mode append or overwrite"
+            return (
+                f"{there}, and the input as it is now is another run: use --mode overwrite, or"
+                " another output"
+            )
         return f"{there}, the same command goes on from there"
 
 
@@ -273,15 +277,17 @@ def check_finished(spark: SparkSession, plan: ScoringPlan) -> Balance:
     Raises:
         ScoringError: rows are missing, or are there more than once.
     """
-    output = plan.options.output
-    version = tables.latest_version(spark, output)
-    return _check_balance(plan, tables.read_version(spark, output, version))
+    ledger = read_ledger(spark, plan.options.output)
+    table = tables.read_version(spark, plan.options.output, ledger.last_version)
+    return _check_balance(plan, table, ledger)
 
 
-def _check_balance(plan: ScoringPlan, table: DataFrame) -> Balance:
-    balance = compare(
+def _check_balance(plan: ScoringPlan, table: DataFrame, ledger: Ledger) -> Balance:
+    balance = compare_run(
         plan.pinned.withColumnRenamed(REQUEST_ID, schema.REQUEST_ID),
-        table if plan.options.ids else _rows_of(plan, table),
+        table,
+        ledger,
+        plan.fingerprint,
         plan.options.ids,
     )
     if not balance.ok:
@@ -308,13 +314,13 @@ def _summarize(
     output = plan.options.output
     if outcome is Outcome.INTERRUPTED:
         return Summary(outcome, progress, None, None, None, output.text)
-    version = tables.latest_version(spark, output)
-    table = tables.read_version(spark, output, version)
     ledger = read_ledger(spark, output)
+    version = ledger.last_version
+    table = tables.read_version(spark, output, version)
     return Summary(
         outcome=outcome,
         progress=progress,
-        balance=_check_balance(plan, table) if outcome is Outcome.COMPLETE else None,
+        balance=_check_balance(plan, table, ledger) if outcome is Outcome.COMPLETE else None,
         statistics=statistics.collect(
             _rows_of(plan, table), ledger, plan.fingerprint, plan.chunk_count
         ),

@@ -1,25 +1,25 @@
 """Scoring one chunk: what the model is asked, what becomes of the rows, and one commit of them.
 
-A chunk whose job fails is tried once more. If it fails again, the request that makes it fail is
-looked for by halving, gets an error of its own, and the chunk is scored without it.
+A chunk is scored whole and kept on the executors before it is committed, so that a commit takes
+seconds and one that has to be made again costs no scoring. A chunk whose job fails is tried once
+more. If it fails again, the request that makes it fail is looked for by halving, gets an error of
+its own, and the chunk is scored without it.
 """
 
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
 
 from py4j.protocol import Py4JError
 from pyspark.errors import PySparkException
-from pyspark.sql import Column, DataFrame, Observation, SparkSession, Window
+from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
 from phi3_batch.errors import RowErrorCode, ScoringError
-from phi3_batch.scoring import commits, faults, identity, schema, session, tables
+from phi3_batch.scoring import faults, identity, schema
 from phi3_batch.scoring.columns import named
+from phi3_batch.scoring.commits import Committer
 from phi3_batch.scoring.faults import CrashLimit, Fault
-from phi3_batch.scoring.ledger import Commit, describe_commit, read_ledger
 from phi3_batch.scoring.plan import BUCKET, REFUSAL, REQUEST_ID, Chunk, ScoringPlan
 from phi3_batch.scoring.requests import refuse
 from phi3_batch.scoring.tasks import REQUESTS_PER_TASK, count_side_by_side, count_tasks
@@ -27,9 +27,7 @@ from phi3_batch.scoring.udf import limit_idle_workers
 
 _COPY, _INPUTS, _RESULT = "__phi3_batch_copy", "__phi3_batch_inputs", "__phi3_batch_result"
 
-_CONFLICTS_TOLERATED = 5
 _FRUITLESS_SEARCHES = 3
-_OBSERVED_WITHIN_S = 5.0  # Spark's listeners run behind its jobs
 
 _Culprits = dict[str, tuple[RowErrorCode, str]]
 
@@ -71,73 +69,51 @@ class ChunkScorer:
         self._spark = spark
         self._plan = plan
         self._run_id = run_id
-        self._start: int | None = None  # version of the run's first commit
         self._udf = plan.udf.result()
         self._crash_limit = CrashLimit(sum(chunk.requests for chunk in plan.chunks))
         self._seconds_per_request: float | None = None  # of a slot
         largest = max((chunk.requests for chunk in plan.to_do), default=0)
-        after_first = len(plan.to_do) - (plan.state.begin is not None)
+        begins_with_one = plan.state.begin is not None and not plan.begins_empty
+        after_first = len(plan.to_do) - begins_with_one
         self.side_by_side = count_side_by_side(plan.slots, largest, after_first)
-
-    def find_start(self) -> Commit | None:
-        """Look up the run's first commit, below which this process commits chunks."""
-        plan = self._plan
-        ledger = read_ledger(self._spark, plan.options.output)
-        if plan.state.begin:
-            start = ledger.first_start(plan.fingerprint, above=plan.state.base)
-        else:
-            start = ledger.start_of(plan.fingerprint)
-        self._start = start.version if start else plan.state.base
-        return start
+        self._committer = Committer(
+            spark, plan.options.output, plan.contender, plan.state.seen, plan.state.start
+        )
 
     def begin(self, chunk: Chunk | None) -> ScoredChunk | None:
         """Make the run's first commit, with its first chunk if there is any."""
         plan = self._plan
-        number = chunk.number if chunk else None
-        record = plan.record(self._run_id)
-        says = describe_commit(plan.fingerprint, chunk=number, record=record)
         mode = plan.state.begin
         assert mode is not None  # who calls has looked
-
-        def commit(rows: DataFrame) -> None:
-            try:
-                commits.begin(rows, plan.options.output, mode, plan.state.transaction, says)
-            except commits.WrittenByAnotherError as error:
-                if self._has_begun() or error.__cause__ is None:
-                    raise
-                # it was not this run that was in the way
-                raise error.__cause__ from None
-
+        record = plan.record(self._run_id)
         if chunk is None:
-            commit(self._rows(self._work(Chunk(0, 0, 0)).limit(0), 1, {})[0])
+            nothing = self._rows(self._work(Chunk(0, 0, 0)).limit(0), 1, {}).drop(_COPY)
+            self._committer.begin(nothing, record, mode, None)
             return None
-        begun = self._score(chunk, commit, slots=plan.slots)
-        start = self.find_start()
-        by_us = bool(start and start.record and start.record.run_id == self._run_id)
-        if by_us and begun.by_us:
-            return begun
-        # Spark does not observe the write that replaces a table by its name; or another driver
-        # has begun the run, with this chunk or another one.
-        there = self._look_up(begun)
-        return self.score(chunk) if there is None else replace(there, by_us=by_us)
+
+        def commit(rows: DataFrame) -> bool:
+            begun = self._committer.begin(rows, record, mode, chunk.number)
+            return begun or self._add(rows, chunk)  # another driver's first may have been another
+
+        return self._score(chunk, commit, slots=plan.slots)
 
     def score(self, chunk: Chunk) -> ScoredChunk:
         """Score a chunk and commit it."""
+        slots = -(-self._plan.slots // self.side_by_side)
+        return self._score(chunk, lambda rows: self._add(rows, chunk), slots)
+
+    def delete_removed(self) -> None:
+        """Delete the rows of the output that the input has no longer."""
         plan = self._plan
-        # with ids no first commit is needed, and each says what the run is
-        record = plan.record(self._run_id) if plan.options.ids else None
-        says = describe_commit(
-            plan.fingerprint, chunk=chunk.number, start=self._start, record=record
+        self._committer.delete_others(
+            plan.input.rows.select(*map(named, plan.options.ids)), plan.options.ids
         )
-        transaction = f"phi3_batch/{plan.fingerprint}/{self._start}/{chunk.number}"
 
-        def commit(rows: DataFrame) -> None:
-            if plan.options.ids:
-                commits.merge(rows.localCheckpoint(), plan.options.output, plan.options.ids, says)
-            else:
-                commits.append(rows, plan.options.output, transaction, says)
-
-        return self._score(chunk, commit, slots=-(-plan.slots // self.side_by_side))
+    def _add(self, rows: DataFrame, chunk: Chunk) -> bool:
+        """Commit a chunk of a run that has begun; False where another driver has."""
+        if self._plan.options.ids:
+            return self._committer.merge(rows, self._plan.options.ids, chunk.number)
+        return self._committer.append(rows, chunk.number)
 
     def try_out(self, requests: Sequence[str]) -> int:
         """Score a few requests in one task without writing; returns the tokens generated."""
@@ -148,29 +124,32 @@ class ChunkScorer:
         total = answers.agg(F.sum(F.col(_RESULT)["completion_tokens"])).head()
         return int(total[0] or 0) if total else 0
 
-    def _score(self, chunk: Chunk, commit: Callable[[DataFrame], None], slots: int) -> ScoredChunk:
+    def _score(self, chunk: Chunk, commit: Callable[[DataFrame], bool], slots: int) -> ScoredChunk:
         """Score on so many slots and commit, through whatever goes wrong.
+
+        Args:
+            chunk: which.
+            commit: writes its rows, and returns whether it did; else another driver has.
+            slots: tasks of it that run at the same time.
 
         Raises:
             ScoringError: it cannot be done; nothing of the chunk was written.
         """
-        started, retries, failures, conflicts = time.monotonic(), 0, 0, 0
+        started, retries, failures = time.monotonic(), 0, 0
         culprits: _Culprits = {}
         work = self._work(chunk)
         while True:
             tasks = count_tasks(chunk.requests, slots, self._seconds_per_request)
-            rows, of_rows, of_requests = self._rows(work, tasks, culprits)
             try:
-                commit(rows)
+                # what is read from it does not run the model again
+                scored = self._rows(work, tasks, culprits).localCheckpoint()
+                seconds = time.monotonic() - started
+                counts = _count(scored)
+                by_us = commit(scored.drop(_COPY))
                 break
-            except commits.WrittenByAnotherError:
-                return ScoredChunk(chunk, time.monotonic() - started, by_us=False)
             except (PySparkException, Py4JError, OSError) as error:
                 retries += 1
                 fault = faults.classify(error)
-                if fault is Fault.CONFLICT and conflicts < _CONFLICTS_TOLERATED:
-                    conflicts += 1
-                    continue
                 if fault not in (Fault.CRASH, Fault.RAISED):
                     raise faults.failure(error) from error
                 failures += 1
@@ -187,40 +166,13 @@ class ChunkScorer:
                         f"{faults.why(error)}, with many rows at once and with none of them alone:"
                         " give executors more memory"
                     ) from error
-        seconds = time.monotonic() - started
-        counts, generated = _observed(of_rows), _observed(of_requests)
-        if counts is None:  # Delta has dropped the commit: it was there already
-            return ScoredChunk(chunk, seconds, retries=retries, by_us=False)
         if chunk.requests:
             # the least of all chunks': others have waited for a slot
             each = seconds * slots / chunk.requests
             each = self._seconds_per_request = min(self._seconds_per_request or each, each)
             limit_idle_workers(self._spark, each * REQUESTS_PER_TASK)
-        errors = {code.value: n for code in RowErrorCode if (n := counts.get(code.value) or 0)}
-        tokens = (generated or {}).get("tokens") or 0
-        return ScoredChunk(chunk, seconds, tokens, errors, retries)
-
-    def _has_begun(self) -> bool:
-        ledger = read_ledger(self._spark, self._plan.options.output)
-        return ledger.first_start(self._plan.fingerprint, self._plan.state.base) is not None
-
-    def _look_up(self, scored: ScoredChunk) -> ScoredChunk | None:
-        """What became of a chunk, from the table; None where it is not there."""
-        table = tables.read_table(self._spark, self._plan.options.output)
-        chunk = identity.bucket_of(F.col(schema.REQUEST_ID)) % self._plan.chunk_count
-        mine = (F.col(schema.FINGERPRINT) == self._plan.fingerprint) & (
-            chunk == scored.chunk.number
-        )
-        once = table.where(mine).groupBy(schema.REQUEST_ID, F.col("error")["code"].alias("code"))
-        counted = once.agg(F.count(F.lit(1)).alias("rows"), F.max("completion_tokens").alias("one"))
-        found = counted.groupBy("code").agg(F.sum("rows"), F.sum("one")).collect()
-        if not found:
-            return None
-        return replace(
-            scored,
-            generated_tokens=sum(tokens or 0 for _, _, tokens in found),
-            errors={code: rows for code, rows, _ in found if code},
-        )
+        errors, tokens = counts
+        return ScoredChunk(chunk, time.monotonic() - started, tokens, errors, retries, by_us)
 
     def _work(self, chunk: Chunk) -> DataFrame:
         """The rows of a chunk.
@@ -248,8 +200,8 @@ class ChunkScorer:
 
     def _rows(
         self, work: DataFrame, tasks: int, culprits: Mapping[str, tuple[RowErrorCode, str]]
-    ) -> tuple[DataFrame, Observation, Observation]:
-        """The output's rows, and counts that are taken while they are written."""
+    ) -> DataFrame:
+        """The output's rows, and the number of each among the copies of its request."""
         plan = self._plan
         if culprits:
             named_errors = [
@@ -258,18 +210,15 @@ class ChunkScorer:
             ]
             work = work.withColumn(REFUSAL, F.coalesce(F.col(REFUSAL), *named_errors))
         kept = [named(name) for name in plan.kept]
-        of_rows, of_requests = Observation(), Observation()
         answers = self._ask(work, tasks).select(
             REQUEST_ID, _COPY, F.struct(*self._answer_columns()).alias(_RESULT)
         )
-        tokens = F.sum(F.col(_RESULT)["completion_tokens"]).alias("tokens")
-        answers = answers.observe(of_requests, tokens)
         keys = [REQUEST_ID, _COPY]
         sound = work.where(F.col(REFUSAL).isNull()).select(*keys, *kept)
-        answered = sound.join(answers, on=keys).select(*kept, REQUEST_ID, f"{_RESULT}.*")
+        answered = sound.join(answers, on=keys).select(*kept, *keys, f"{_RESULT}.*")
         refusal = self._added(schema.columns_from_error(F.col(REFUSAL)))
         refused = work.where(F.col(REFUSAL).isNotNull())
-        scored = answered.unionByName(refused.select(*kept, REQUEST_ID, *refusal))
+        scored = answered.unionByName(refused.select(*kept, *keys, *refusal))
         scored = scored.withColumnRenamed(REQUEST_ID, schema.REQUEST_ID).withColumns(
             {
                 "model": F.lit(plan.model.resolved_uri),
@@ -278,10 +227,7 @@ class ChunkScorer:
                 "scored_at": F.current_timestamp(),
             }
         )
-        code = F.col("error")["code"]
-        by_code = [F.count_if(code == error.value).alias(error.value) for error in RowErrorCode]
-        rows = scored.select(*kept, *map(named, plan.scored_columns))
-        return rows.observe(of_rows, *by_code), of_rows, of_requests
+        return scored.select(*kept, *map(named, plan.scored_columns), _COPY)
 
     def _answer_columns(self) -> list[Column]:
         return self._added(self._udf.read(F.col(_RESULT)))
@@ -318,17 +264,13 @@ class ChunkScorer:
             raise ScoringError(f"{faults.why(error)}; {nothing_works}") from error
 
 
-def _observed(observation: Observation) -> dict[str, Any] | None:
-    """The counts of a write; None where Delta dropped it, for which Spark would wait for ever."""
-    try:
-        return session.in_background(lambda: observation.get).result(_OBSERVED_WITHIN_S)
-    except (TimeoutError, Py4JError):  # the latter where the write was planned and then dropped
-        return None
-
-
-def count_errors(chunks: Sequence[ScoredChunk]) -> Counter[str]:
-    """Rows with an error in several chunks, by code."""
-    total = Counter[str]()
-    for chunk in chunks:
-        total.update(chunk.errors)
-    return total
+def _count(scored: DataFrame) -> tuple[dict[str, int], int]:
+    """Rows with an error by code, and the tokens that were generated: for copies, once."""
+    code = F.col("error")["code"]
+    once = scored.groupBy(named(schema.REQUEST_ID), _COPY, code.alias("code")).agg(
+        F.count(F.lit(1)).alias("rows"), F.max("completion_tokens").alias("tokens")
+    )
+    counted = once.groupBy("code").agg(F.sum("rows").alias("rows"), F.sum("tokens").alias("tokens"))
+    found = counted.collect()
+    errors = {row["code"]: row["rows"] for row in found if row["code"]}
+    return errors, sum(row["tokens"] or 0 for row in found)

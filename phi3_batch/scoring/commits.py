@@ -1,26 +1,38 @@
 """Writing chunks: each in one Delta commit, and none twice whoever tries.
 
-Delta records with a commit the ``txnAppId`` it was made under and silently drops a second one of
-the same id. A run that was killed and resumed, a driver that was thought dead, and two drivers
-on one run: each chunk has one id, so it lands once.
+All commits of ours in a table are one sequence. Delta records with a commit the ``txnAppId`` and
+``txnVersion`` that it was made under, drops one whose version is not above the recorded one, and
+fails one of two that are made at once. So a commit with the next number of the sequence lands only
+if none of ours has landed since its writer last read the history. A writer whose commit did not
+land reads it again, and :mod:`~phi3_batch.scoring.rivals` says whether it may still write.
+
+https://docs.delta.io/latest/delta-streaming.html#idempotent-table-writes-in-foreachbatch
 """
 
 import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 
 import delta.exceptions as delta_errors
 from pyspark.errors import AnalysisException
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, SparkSession
 
+from phi3_batch.errors import ScoringError
+from phi3_batch.scoring import rivals
+from phi3_batch.scoring.ledger import Commit, Ledger, RunRecord, describe_commit, read_ledger
+from phi3_batch.scoring.rivals import Contender
 from phi3_batch.scoring.tables import Location, WriteMode
 
+_SEQUENCE = "phi3_batch"
+_APP_ID = "spark.databricks.delta.write.txnAppId"
+_NUMBER = "spark.databricks.delta.write.txnVersion"
 # Delta writes its value into the commit, and DESCRIBE HISTORY shows it as userMetadata
-_METADATA = "userMetadata"
-_METADATA_CONF = "spark.databricks.delta.commitInfo.userMetadata"
+_METADATA = "spark.databricks.delta.commitInfo.userMetadata"
 
 # What Delta raises when another writer's commit is in the way; the base class is not theirs.
-CONFLICTS = (
+_CONFLICTS = (
     delta_errors.ConcurrentAppendException,
     delta_errors.ConcurrentDeleteDeleteException,
     delta_errors.ConcurrentDeleteReadException,
@@ -29,111 +41,265 @@ CONFLICTS = (
     delta_errors.MetadataChangedException,
     delta_errors.ProtocolChangedException,
 )
-_MERGE_ATTEMPTS = 20
-_merge_lock = threading.Lock()
+_ATTEMPTS = 20
+
+_ALL = 1  # for rows changed, of a statement that changes all rows that it is given
+_GLOBAL_TEMP = "spark.sql.globalTempDatabase"
+
+# Writes the rows of a view, and returns how many rows of the table have changed.
+_Statement = Callable[[SparkSession, str], int]
 
 
-class WrittenByAnotherError(Exception):
-    """Another driver has committed this chunk, or begun this run, in the meantime."""
-
-
-def begin(rows: DataFrame, output: Location, mode: WriteMode, transaction: str, says: str) -> None:
-    """Make a run's first commit, which makes, adds to or replaces the table.
+class Committer:
+    """Makes the commits of a run, one after the other; for several threads.
 
     Args:
-        rows: of the first chunk.
+        spark: the session that the rows come from.
         output: the table.
-        mode: "error" makes it.
-        transaction: names this commit to Delta.
-        says: the commit's userMetadata.
-
-    Raises:
-        WrittenByAnotherError: another driver made the same commit at the same time.
+        run: that writes.
+        seen: the table's history, as the run was planned by it.
+        start: the version of the run's first commit; None where that is to be made, or the history
+            does not tell of it.
     """
-    writer = rows.write.format("delta").mode("errorifexists" if mode == "error" else mode)
-    writer = writer.option("txnAppId", transaction).option("txnVersion", 1)
-    if mode == "overwrite":
-        writer = writer.option("overwriteSchema", "true")
-    conf = rows.sparkSession.conf
-    conf.set(_METADATA_CONF, says)  # the writer's option of that name is lost in saveAsTable
-    try:
+
+    def __init__(
+        self,
+        spark: SparkSession,
+        output: Location,
+        run: Contender,
+        seen: Ledger,
+        start: int | None,
+    ) -> None:
+        self._spark = spark
+        self._output = output
+        self._run = run
+        self._seen = seen
+        self._start = start
+        self._since = list[Commit]()  # by whichever driver, since the run was planned
+        self._driver = uuid.uuid4().hex
+        self._lock = threading.Lock()
+        self._own_session: SparkSession | None = None
+
+    def begin(self, rows: DataFrame, record: RunRecord, mode: WriteMode, chunk: int | None) -> bool:
+        """Make the run's first commit, which makes, adds to or replaces the table.
+
+        Args:
+            rows: of the first chunk, or none.
+            record: what the commit says of the run.
+            mode: "error" makes the table.
+            chunk: its number.
+
+        Returns:
+            Whether it was made here; else another driver has begun the same run.
+
+        Raises:
+            SupersededError: another run has begun since this one was planned.
+        """
+        with self._lock:
+            for _ in range(_ATTEMPTS):
+                landed = self._try(_write(self._output, mode), rows, chunk, record)
+                begun = rivals.find_own_start(self._run, self._since)
+                if begun:
+                    self._start = begun.version
+                    if self._run.ids:
+                        before = [other for other in self._since if other.version < begun.version]
+                        rivals.check_comparison(self._run, self._seen, before)
+                    return landed is not None
+            raise self._crowded_out()
+
+    def append(self, rows: DataFrame, chunk: int) -> bool:
+        """Add a chunk; returns whether it was added here, else another driver has done it.
+
+        Raises:
+            SupersededError: another run has taken the table over.
+        """
+        with self._lock:
+            for _ in range(_ATTEMPTS):
+                there = self._find(chunk)
+                if there:
+                    return there.driver == self._driver
+                if self._try(_append(self._output), rows, chunk) is not None:
+                    return True
+                rivals.check_standing(self._run, self._start, self._since)
+            raise self._crowded_out()
+
+    def merge(self, rows: DataFrame, ids: Sequence[str], chunk: int) -> bool:
+        """Put a chunk's rows in the places of those with the same ids, or add them.
+
+        Args:
+            rows: the chunk, from a plan that does not run the model again: MERGE reads it twice.
+            ids: columns that name a row.
+            chunk: its number.
+
+        Returns:
+            Whether any was put there; else another driver has put all of them.
+
+        Raises:
+            SupersededError: a later run has begun to write the same rows.
+        """
+        # another driver may have put the row there already: once is enough
+        clauses = (
+            "WHEN MATCHED AND (there.request_id <> new.request_id OR there.error IS NOT NULL)"
+            " THEN UPDATE SET * WHEN NOT MATCHED THEN INSERT *"
+        )
+        return self._merge(rows, ids, clauses, chunk) > 0
+
+    def delete_others(self, rows: DataFrame, ids: Sequence[str]) -> None:
+        """Delete the rows of the table whose ids are not among these rows.
+
+        Raises:
+            SupersededError: a later run has begun to write the same rows.
+        """
+        self._merge(rows, ids, "WHEN NOT MATCHED BY SOURCE THEN DELETE", chunk=None)
+
+    def _merge(self, rows: DataFrame, ids: Sequence[str], clauses: str, chunk: int | None) -> int:
+        with self._lock:
+            for _ in range(_ATTEMPTS):
+                changed = self._try(_merge(self._output, ids, clauses), rows, chunk)
+                if changed is not None:
+                    return changed
+                rivals.check_standing(self._run, self._start, self._since)
+            raise self._crowded_out()
+
+    def _try(
+        self,
+        statement: _Statement,
+        rows: DataFrame,
+        chunk: int | None,
+        record: RunRecord | None = None,
+    ) -> int | None:
+        """Try to make the next commit of the sequence.
+
+        Returns:
+            How many rows it changed, as far as that is known; None where it did not land.
+        """
+        number = self._seen.next_number
+        says = describe_commit(
+            self._run.fingerprint,
+            chunk=chunk,
+            number=number,
+            driver=self._driver,
+            start=None if record else self._start,
+            record=record,
+        )
+        settings = {_APP_ID: _SEQUENCE, _NUMBER: str(number), _METADATA: says}
+        changed = _ALL
+        with _unless_in_the_way():
+            changed = self._run_with(settings, statement, rows)
+        self._look()
+        landed = any(
+            commit.driver == self._driver and commit.number == number for commit in self._since
+        )
+        return changed if landed else None
+
+    def _run_with(self, settings: dict[str, str], statement: _Statement, rows: DataFrame) -> int:
+        """Run a statement on a view of the rows, in a session that no other writer has.
+
+        The settings hold for all that a session writes, and make Delta drop what it has seen: they
+        must not meet a write of the user's.
+        """
+        session = self._session()
+        view = f"phi3_batch_{uuid.uuid4().hex}"
+        rows.createOrReplaceGlobalTempView(view)
+        for name, value in settings.items():
+            session.conf.set(name, value)
+        try:
+            return statement(session, f"{session.conf.get(_GLOBAL_TEMP)}.{view}")
+        finally:
+            for name in settings:
+                session.conf.unset(name)
+            session.catalog.dropGlobalTempView(view)
+
+    def _session(self) -> SparkSession:
+        if self._own_session is None:
+            session = self._spark.newSession()
+            # names of tables mean the same in both
+            session.catalog.setCurrentCatalog(self._spark.catalog.currentCatalog())
+            session.catalog.setCurrentDatabase(self._spark.catalog.currentDatabase())
+            self._own_session = session
+        return self._own_session
+
+    def _look(self) -> None:
+        """Read what has been committed since the last look.
+
+        Raises:
+            ScoringError: the table is another one.
+        """
+        seen = self._seen
+        now = read_ledger(self._spark, self._output, above=seen.last_version)
+        if now.last_version < seen.last_version:
+            raise ScoringError(
+                f"output {self._output.text} was dropped and made anew while this run was at work"
+            )
+        self._since += now.commits
+        self._seen = replace(
+            seen, commits=seen.commits + now.commits, last_version=now.last_version
+        )
+
+    def _find(self, chunk: int) -> Commit | None:
+        """The commit of a chunk, where it was made since the run was planned."""
+        return next(
+            (
+                commit
+                for commit in self._since
+                if self._run.is_same_run(commit)
+                and commit.chunk == chunk
+                and self._start in (commit.start, commit.version)
+            ),
+            None,
+        )
+
+    def _crowded_out(self) -> ScoringError:
+        return ScoringError(
+            f"other writers were in the way of {_ATTEMPTS} attempts to commit to output"
+            f" {self._output.text}"
+        )
+
+
+def _write(output: Location, mode: WriteMode) -> _Statement:
+    """Make, replace or extend a table."""
+
+    def run(session: SparkSession, rows: str) -> int:
+        writer = session.table(rows).write.format("delta")
+        writer = writer.mode("errorifexists" if mode == "error" else mode)
+        if mode == "overwrite":
+            writer = writer.option("overwriteSchema", "true")
         if output.is_path:
             writer.save(output.path)
         else:
             writer.saveAsTable(output.text)
-    except CONFLICTS as error:
-        raise WrittenByAnotherError from error
-    except AnalysisException as error:
-        if (error.getCondition() or "").endswith("_EXISTS"):
-            raise WrittenByAnotherError from error
-        raise
-    finally:
-        conf.unset(_METADATA_CONF)
+        return _ALL
+
+    return run
 
 
-def append(rows: DataFrame, output: Location, transaction: str, says: str) -> None:
-    """Append a chunk.
+def _append(output: Location) -> _Statement:
+    def run(session: SparkSession, rows: str) -> int:
+        session.table(rows).writeTo(output.sql).append()
+        return _ALL
 
-    Raises:
-        WrittenByAnotherError: another driver committed it while this one was scoring it.
-    """
-    writer = rows.writeTo(output.sql).option("txnAppId", transaction).option("txnVersion", 1)
-    try:
-        writer.option(_METADATA, says).append()
-    except delta_errors.ConcurrentTransactionException as error:
-        raise WrittenByAnotherError from error
+    return run
 
 
-def merge(rows: DataFrame, output: Location, ids: Sequence[str], says: str) -> None:
-    """Put a chunk's rows in the places of those with the same ids, or add them.
-
-    Args:
-        rows: the chunk, from a plan that does not run the model again: MERGE reads it twice.
-        output: the table.
-        ids: columns that name a row.
-        says: the commit's userMetadata.
-
-    Raises:
-        WrittenByAnotherError: another driver has put all of them there.
-    """
-    merged = _merge(
-        rows,
-        output,
-        ids,
-        # another driver may have put the row there already: once is enough
-        "WHEN MATCHED AND (there.request_id <> new.request_id OR there.error IS NOT NULL)"
-        " THEN UPDATE SET * WHEN NOT MATCHED THEN INSERT *",
-        says,
-    )
-    if not merged:
-        raise WrittenByAnotherError
-
-
-def delete_others(rows: DataFrame, output: Location, ids: Sequence[str], says: str) -> None:
-    """Delete the rows of the table whose ids are not among these rows."""
-    _merge(rows, output, ids, "WHEN NOT MATCHED BY SOURCE THEN DELETE", says)
-
-
-def _merge(rows: DataFrame, output: Location, ids: Sequence[str], clauses: str, says: str) -> int:
-    """Run a MERGE; returns how many rows it changed."""
-    spark, view = rows.sparkSession, f"phi3_batch_{uuid.uuid4().hex}"
+def _merge(output: Location, ids: Sequence[str], clauses: str) -> _Statement:
     names = ["`{}`".format(name.replace("`", "``")) for name in ids]
     same = " AND ".join(f"there.{name} = new.{name}" for name in names)
-    rows.createOrReplaceTempView(view)
-    # one at a time: two would conflict with each other, and userMetadata is the session's
-    with _merge_lock:
-        spark.conf.set(_METADATA_CONF, says)
-        try:
-            for attempt in range(1, _MERGE_ATTEMPTS + 1):
-                try:
-                    [merged] = spark.sql(
-                        f"MERGE INTO {output.sql} AS there USING {view} AS new ON {same} {clauses}"
-                    ).collect()
-                    return int(merged["num_affected_rows"])
-                except CONFLICTS:  # with another driver, which has won and will be done
-                    if attempt == _MERGE_ATTEMPTS:
-                        raise
-            raise AssertionError("the last attempt returns or raises")
-        finally:
-            spark.conf.unset(_METADATA_CONF)
-            spark.catalog.dropTempView(view)
+
+    def run(session: SparkSession, rows: str) -> int:
+        merge = f"MERGE INTO {output.sql} AS there USING {rows} AS new ON {same} {clauses}"
+        merged = session.sql(merge).head()
+        return merged["num_affected_rows"] if merged else 0  # where Delta drops it, no row
+
+    return run
+
+
+@contextmanager
+def _unless_in_the_way() -> Iterator[None]:
+    """Pass over what Delta raises where another commit has come between."""
+    try:
+        yield
+    except _CONFLICTS:
+        pass
+    except AnalysisException as error:
+        if not (error.getCondition() or "").endswith("_EXISTS"):  # the table, by now
+            raise

@@ -8,7 +8,6 @@ from threading import Lock
 from py4j.protocol import Py4JError, Py4JJavaError
 
 from phi3_batch.errors import InputGoneError, RowErrorCode, ScoringError
-from phi3_batch.scoring import commits
 from phi3_batch.scoring.tables import first_line
 
 # Rows that may kill the process that runs them before the model, or the machine, is to blame: so
@@ -22,7 +21,6 @@ class Fault(Enum):
 
     CRASH = "a process died"  # by chance, or by a row
     RAISED = "the model raised an exception"  # by a row, or always
-    CONFLICT = "another writer's commit was in the way"
     FATAL = "nothing that trying again would change"
 
 
@@ -47,8 +45,6 @@ _GONE_FILE = ("FAILED_READ_FILE", "FileNotFoundException", "DELTA_FILE_NOT_FOUND
 def classify(error: Exception) -> Fault:
     """What kind of failure an exception of Spark, Delta or the JVM is."""
     text = str(error)
-    if isinstance(error, commits.CONFLICTS):
-        return Fault.CONFLICT
     if _ours(text) or _miscounted(text) or any(words in text for words in _FULL_DISK):
         return Fault.FATAL
     if _jvm_is_gone(error):  # which no retry brings back, though a broken connection looks so

@@ -1,23 +1,25 @@
 """What runs have done to an output table, as its Delta history says.
 
-Every commit of ours carries a line of JSON, Delta's ``userMetadata``: which run, which chunk and,
-in a run's first commit, how to tell its rows again. The rows themselves say which chunks are
-there; the history adds what rows cannot: how an earlier run differs from this one, and whether
-rows were taken away since. It may be cut (Delta keeps 30 days by default) without harm to a
-resumed run.
+Every commit of ours carries a line of JSON, Delta's ``userMetadata``: which run, which chunk, its
+number in the sequence of all our commits and, in a run's first commit, how to tell its rows again.
+The rows themselves say which chunks are there; the history adds what rows cannot: how an earlier
+run differs from this one, whether rows were taken away since, and what other runs do meanwhile. It
+may be cut (Delta keeps 30 days by default) without harm to a resumed run.
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
 from typing import Any
 
 from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
 
 from phi3_batch.scoring.tables import Location
 
 _KEY = "phi3_batch"
+_FEW = 8  # commits, which are read where only the latest ones are asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,10 @@ class RunRecord:
         rows: that the run has to write.
         chunks: in how many chunks.
         run_id: of MLflow's run.
+        input_id: Delta's id of the input table; None for files, views, and by older releases.
+        mode: how the commit was made: "error" made the table, "overwrite" replaced it, "append"
+            added to it; None by older releases.
+        commits: that are to follow this one; None by older releases.
     """
 
     fingerprint: str
@@ -47,6 +53,14 @@ class RunRecord:
     rows: int
     chunks: int
     run_id: str
+    input_id: str | None = None
+    mode: str | None = None
+    commits: int | None = None
+
+    @property
+    def replaces(self) -> bool:
+        """Whether the table has nothing from before this run."""
+        return self.mode in ("error", "overwrite")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +72,10 @@ class Commit:
         committed: when.
         fingerprint: of the run.
         start: the version of the run's first commit; None in that commit itself.
-        chunk: which was written; None where a run had nothing to write.
+        chunk: which was written; None where a commit writes none.
         record: in a run's first commit.
+        number: in the sequence of our commits in this table; None by older releases.
+        driver: which process made it.
     """
 
     version: int
@@ -68,13 +84,40 @@ class Commit:
     start: int | None
     chunk: int | None
     record: RunRecord | None
+    number: int | None = None
+    driver: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """The commits of ours in a table's history, oldest first."""
+    """The commits of ours in a table's history, oldest first.
+
+    Attributes:
+        commits: of ours.
+        first_version: the oldest version that the history tells of; 0 where it is whole.
+        last_version: the newest; -1 where there is no table.
+    """
 
     commits: tuple[Commit, ...] = ()
+    first_version: int = 0
+    last_version: int = -1
+
+    @property
+    def next_number(self) -> int:
+        """Of the next commit in the sequence.
+
+        Where all numbered commits have been cut off, it is larger than any of them: there are no
+        more of them than versions.
+        """
+        numbers = [commit.number for commit in self.commits if commit.number is not None]
+        if numbers:
+            return max(numbers) + 1
+        return 1 if self.first_version == 0 else self.last_version + 2
+
+    def as_of(self, version: int) -> "Ledger":
+        """The history as it was at a version of the table."""
+        commits = tuple(commit for commit in self.commits if commit.version <= version)
+        return replace(self, commits=commits, last_version=min(version, self.last_version))
 
     @property
     def last_start(self) -> Commit | None:
@@ -83,62 +126,107 @@ class Ledger:
 
     def start_of(self, fingerprint: str) -> Commit | None:
         """The latest first commit of a run."""
-        starts = self._starts(fingerprint)
-        return starts[-1] if starts else None
+        return next(
+            (
+                commit
+                for commit in reversed(self.commits)
+                if commit.record and commit.fingerprint == fingerprint
+            ),
+            None,
+        )
 
-    def first_start(self, fingerprint: str, above: int) -> Commit | None:
-        """The earliest first commit of a run above a version.
-
-        Two drivers that begin one run at once may both commit; both then go by the earlier.
-        """
-        starts = [commit for commit in self._starts(fingerprint) if commit.version > above]
-        return starts[0] if starts else None
-
-    def _starts(self, fingerprint: str) -> list[Commit]:
-        return [
-            commit for commit in self.commits if commit.record and commit.fingerprint == fingerprint
-        ]
-
-    def chunks_since(self, start: Commit) -> set[int]:
-        """The chunks that were committed under a first commit."""
-        return {
-            commit.chunk
+    def is_finished(self, start: Commit) -> bool:
+        """Whether all the commits were made that a run's first commit announced."""
+        record = start.record
+        if record is None or record.commits is None:
+            return True  # of an older release, which cannot be at work any more
+        made = [
+            commit
             for commit in self.commits
-            if commit.chunk is not None and start.version in (commit.version, commit.start)
-        }
+            if commit.fingerprint == start.fingerprint
+            and start.version in (commit.version, commit.start)
+        ]
+        return len(made) > record.commits
+
+    @property
+    def is_all_ours(self) -> bool:
+        """Whether the table has nothing but what the runs of this history have written.
+
+        It may have more where the history was cut, or our first run has added to a table that was
+        there.
+        """
+        first = next(iter(self.since_replaced()), None)
+        return bool(first and first.record and first.record.replaces)
+
+    def since_replaced(self) -> tuple[Commit, ...]:
+        """The commits since one of ours made or replaced the table; all, where none did."""
+        for place in range(len(self.commits) - 1, -1, -1):
+            record = self.commits[place].record
+            if record and record.replaces:
+                return self.commits[place:]
+        return self.commits
 
 
-def read_ledger(spark: SparkSession, output: Location) -> Ledger:
-    """Read the history of a Delta table that is there."""
-    history = spark.sql(f"DESCRIBE HISTORY {output.sql}")
-    ours = history.where(history["userMetadata"].startswith(f'{{"{_KEY}"'))
-    rows = ours.select("version", "timestamp", "userMetadata").orderBy("version").collect()
-    return Ledger(
-        tuple(_read(row["version"], row["timestamp"], row["userMetadata"]) for row in rows)
-    )
+def read_ledger(spark: SparkSession, output: Location, *, above: int = -1) -> Ledger:
+    """Read the history of a Delta table that is there.
+
+    Args:
+        spark: the session.
+        output: the table.
+        above: read the commits above this version only.
+    """
+    limit = None if above < 0 else _FEW
+    while True:
+        few = "" if limit is None else f" LIMIT {limit}"
+        history = spark.sql(f"DESCRIBE HISTORY {output.sql}{few}")
+        # a foreign commit's text is nobody's business here
+        ours = F.when(F.col("userMetadata").startswith(f'{{"{_KEY}"'), F.col("userMetadata"))
+        rows = history.select("version", "timestamp", ours.alias("ours")).collect()
+        versions = [row["version"] for row in rows]
+        if limit is None or len(rows) < limit or min(versions) <= above + 1:
+            break
+        limit *= 4
+    rows.sort(key=lambda row: int(row["version"]))
+    read = (_read(row["version"], row["timestamp"], row["ours"]) for row in rows if row["ours"])
+    commits = tuple(commit for commit in read if commit and commit.version > above)
+    return Ledger(commits, min(versions), max(versions))
 
 
 def describe_commit(
     fingerprint: str,
     *,
     chunk: int | None,
+    number: int,
+    driver: str,
     start: int | None = None,
     record: RunRecord | None = None,
 ) -> str:
     """The userMetadata of a commit of ours."""
-    fields: dict[str, Any] = {"fingerprint": fingerprint, "start": start, "chunk": chunk}
+    told: dict[str, Any] = {"fingerprint": fingerprint, "start": start, "chunk": chunk}
+    told |= {"number": number, "driver": driver}
     if record:
-        fields["run"] = asdict(record)
-    return json.dumps({_KEY: fields})
+        told["run"] = asdict(record)
+    return json.dumps({_KEY: told})
 
 
-def _read(version: int, committed: datetime, text: str) -> Commit:
-    fields = json.loads(text)[_KEY]
-    return Commit(
-        version=version,
-        committed=committed,
-        fingerprint=fields["fingerprint"],
-        start=fields["start"],
-        chunk=fields["chunk"],
-        record=RunRecord(**fields["run"]) if "run" in fields else None,
-    )
+def _read(version: int, committed: datetime, text: str) -> Commit | None:
+    """A commit as another release may have written it; None where it cannot be understood."""
+    try:
+        told = json.loads(text)[_KEY]
+        return Commit(
+            version=version,
+            committed=committed,
+            fingerprint=told["fingerprint"],
+            start=told.get("start"),
+            chunk=told.get("chunk"),
+            record=_known(told["run"]) if "run" in told else None,
+            number=told.get("number"),
+            driver=told.get("driver"),
+        )
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _known(run: Mapping[str, Any]) -> RunRecord:
+    names = {field.name for field in fields(RunRecord)}
+    return RunRecord(**{name: value for name, value in run.items() if name in names})

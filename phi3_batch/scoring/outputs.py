@@ -7,10 +7,11 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
-from phi3_batch.errors import InvalidParameterError, TableError
+from phi3_batch.errors import InvalidParameterError, SupersededError, TableError
 from phi3_batch.scoring import identity, tables
 from phi3_batch.scoring.columns import find_field
-from phi3_batch.scoring.ledger import Ledger, RunRecord, read_ledger
+from phi3_batch.scoring.ledger import Commit, Ledger, RunRecord, read_ledger
+from phi3_batch.scoring.rivals import Contender, check_order, check_standing
 from phi3_batch.scoring.schema import FINGERPRINT, REQUEST_ID
 from phi3_batch.scoring.tables import OutputTable, WriteMode
 
@@ -22,22 +23,16 @@ class AskedRun:
     """The run that is to be written.
 
     Attributes:
-        fingerprint: of the run.
+        run: what tells it from others.
         settings: what shapes its results, in words.
-        input: as the user named it.
-        input_version: of the Delta table; None for files and views.
         columns: what it writes.
         mode: what the user wants done where the output has other rows.
-        ids: columns that name a row, for an incremental run.
     """
 
-    fingerprint: str
+    run: Contender
     settings: Mapping[str, str]
-    input: str
-    input_version: int | None
     columns: StructType
     mode: WriteMode
-    ids: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +41,10 @@ class OutputState:
 
     Attributes:
         begin: how the run's first commit is made; None where that was done.
-        transaction: names the first commit to Delta.
-        base: the version above which the first commit is to be found.
+        may_wait: whether that commit is only needed if there is something to write.
+        start: the version of the first commit; None where it is to be made, or the history was
+            cut.
+        seen: the table's history up to ``version``.
         version: of the table; None when it is not there.
         rows: of this run that are there, by bucket.
         run_id: of the MLflow run that began it; None where it begins now.
@@ -55,12 +52,17 @@ class OutputState:
     """
 
     begin: WriteMode | None
-    transaction: str
-    base: int
+    may_wait: bool = False
+    start: int | None = None
+    seen: Ledger = field(default_factory=Ledger)
     version: int | None = None
     rows: Mapping[int, int] = field(default_factory=dict)
     run_id: str | None = None
     chunks: int | None = None
+
+    def replaced(self) -> "OutputState":
+        """The state of a run that replaces the table, whatever is there."""
+        return OutputState("overwrite", seen=self.seen, version=self.version)
 
 
 def look(spark: SparkSession, output: OutputTable, asked: AskedRun) -> OutputState:
@@ -70,48 +72,88 @@ def look(spark: SparkSession, output: OutputTable, asked: AskedRun) -> OutputSta
         TableError: the output has rows of something else, and the user has not said what to do
             with them; the message says how they differ.
         InvalidParameterError: the mode has no meaning with ids.
+        SupersededError: with ids, a run of a newer version of the input has begun.
     """
-    if asked.ids and asked.mode == "append":
+    if asked.run.ids and asked.mode == "append":
         raise InvalidParameterError(
             "--id says row by row what is new, so --mode append has no meaning with it"
         )
-    if output.schema is None:
-        return OutputState("error", _first_transaction(asked, -1), -1)
-    ledger = read_ledger(spark, output.location)
+    if output.version is None:
+        return OutputState("error")
+    # what is committed from now on is looked at when this run commits
+    ledger = read_ledger(spark, output.location).as_of(output.version)
+    if asked.run.ids:
+        return _look_by_ids(spark, output, ledger, asked)
+    rows = _count_rows(spark, output, asked.run.fingerprint) if _is_ours(output) else {}
     last = ledger.last_start
-    base = last.version if last else -1
-    ours = find_field(output.schema, FINGERPRINT) and find_field(output.schema, REQUEST_ID)
-    rows = _count_rows(spark, output, asked.fingerprint) if ours and not asked.ids else {}
-    begun = last is not None and last.fingerprint == asked.fingerprint
+    if rows or (last and asked.run.is_same_run(last)):
+        return _go_on(output, ledger, asked, rows)
+    if asked.mode == "error":
+        raise TableError(_refusal(output, ledger, asked))
+    if asked.mode == "append":
+        _check_columns(output, asked)
+        _check_unfinished(spark, output, ledger, asked)
+    return OutputState(asked.mode, seen=ledger, version=output.version)
 
-    begin: WriteMode | None
-    if asked.ids:
-        begin = None
-        if asked.mode == "overwrite":
-            begin = None if begun else "overwrite"
-        else:
-            _check_columns(output, asked)
-            _check_settings(spark, output, ledger, asked)
-    elif rows or (begun and not _taken_away(ledger, asked.fingerprint, rows)):
-        begin = "append" if _taken_away(ledger, asked.fingerprint, rows) else None
-    else:
-        begin = asked.mode
-        if begin == "error":
-            raise TableError(_refusal(output, ledger, asked))
-        if begin == "append":
-            _check_columns(output, asked)
-            _check_unfinished(spark, output, ledger, asked)
-    begun_by = ledger.start_of(asked.fingerprint) if begin is None else None
-    record = begun_by.record if begun_by else None
+
+def _go_on(
+    output: OutputTable, ledger: Ledger, asked: AskedRun, rows: Mapping[int, int]
+) -> OutputState:
+    """How a run goes on that has begun."""
+    start = _standing_start(ledger, asked)
+    if not rows:
+        _check_columns(output, asked)  # of what somebody has left of it
+    if start is None:
+        # The history was cut; or another run had replaced this one, and was taken back. It begins
+        # again, behind what is there of it.
+        return OutputState("append", seen=ledger, version=output.version, rows=rows)
+    record = start.record
     return OutputState(
-        begin=begin,
-        transaction=_first_transaction(asked, base),
-        base=base,
+        begin=None,
+        start=start.version,
+        seen=ledger,
         version=output.version,
         rows=rows,
         run_id=record.run_id if record else None,
-        chunks=record.chunks if record and not asked.ids else None,
+        chunks=record.chunks if record and not record.ids else None,
     )
+
+
+def _standing_start(ledger: Ledger, asked: AskedRun) -> Commit | None:
+    """The run's first commit, unless another run has taken the table over since."""
+    start = ledger.start_of(asked.run.fingerprint)
+    if start:
+        try:
+            check_standing(asked.run, start.version, ledger.commits)
+        except SupersededError:
+            return None
+    return start
+
+
+def _look_by_ids(
+    spark: SparkSession, output: OutputTable, ledger: Ledger, asked: AskedRun
+) -> OutputState:
+    """The same for a run with ids, which compares row by row."""
+    start = _standing_start(ledger, asked)
+    if start is None and asked.mode == "overwrite":
+        return OutputState("overwrite", seen=ledger, version=output.version)
+    if asked.mode != "overwrite":
+        _check_columns(output, asked)
+        _check_settings(spark, output, ledger, asked)
+        _check_unfinished(spark, output, ledger, asked)
+    if start:
+        return _go_on(output, ledger, asked, {})
+    rivals = [
+        commit
+        for commit in ledger.since_replaced()
+        if commit.record and asked.run.reads_the_input_of(commit.record)
+    ]
+    for rival in rivals:
+        assert rival.record is not None  # they were chosen so
+        check_order(asked.run, rival.record)
+    # a run that goes on must learn of this one, or it would write older rows over what is there
+    may_wait = not rivals or ledger.is_finished(rivals[-1])
+    return OutputState("append", may_wait=may_wait, seen=ledger, version=output.version)
 
 
 def done_chunks(
@@ -137,8 +179,9 @@ def done_chunks(
     return frozenset(chunk for chunk, rows in there.items() if rows)
 
 
-def _first_transaction(asked: AskedRun, base: int) -> str:
-    return f"phi3_batch/{asked.fingerprint}/after/{base}"
+def _is_ours(output: OutputTable) -> bool:
+    assert output.schema is not None  # it is there
+    return all(find_field(output.schema, name) for name in (FINGERPRINT, REQUEST_ID))
 
 
 def _count_rows(spark: SparkSession, output: OutputTable, fingerprint: str) -> dict[int, int]:
@@ -147,15 +190,6 @@ def _count_rows(spark: SparkSession, output: OutputTable, fingerprint: str) -> d
     mine = table.where(F.col(FINGERPRINT) == fingerprint)
     counted = mine.groupBy(identity.bucket_of(F.col(REQUEST_ID)).alias("bucket")).count()
     return {row["bucket"]: row["count"] for row in counted.collect()}
-
-
-def _taken_away(ledger: Ledger, fingerprint: str, rows: Mapping[int, int]) -> bool:
-    """Whether chunks were committed whose rows are gone, so that Delta would drop them again."""
-    start = ledger.start_of(fingerprint)
-    if start is None or start.record is None:
-        return True  # the history was cut: nothing tells which version the run began at
-    there = {bucket % start.record.chunks for bucket in rows}
-    return not ledger.chunks_since(start) <= there
 
 
 def _check_columns(output: OutputTable, asked: AskedRun) -> None:
@@ -174,9 +208,10 @@ def _check_settings(
     spark: SparkSession, output: OutputTable, ledger: Ledger, asked: AskedRun
 ) -> None:
     """Raise if rows of an incremental output were scored in another way."""
-    table = tables.read_table(spark, output.location)
+    assert output.version is not None  # it is there
+    table = tables.read_version(spark, output.location, output.version)
     half = F.substring_index(F.col(FINGERPRINT), "-", 1)
-    other = table.where(half != identity.settings_of(asked.fingerprint)).limit(1)
+    other = table.where(half != identity.settings_of(asked.run.fingerprint)).limit(1)
     if other.count():
         raise TableError(
             f"output {output.location.text} was scored otherwise{_differing(ledger, asked)}, and"
@@ -190,7 +225,7 @@ def _check_unfinished(
 ) -> None:
     """Raise if the last run on the same input has rows to go: its command has been changed."""
     last = ledger.last_start.record if ledger.last_start else None
-    if last is None or last.ids or last.input != asked.input:
+    if last is None or last.ids or not asked.run.reads_the_input_of(last):
         return
     there = sum(_count_rows(spark, output, last.fingerprint).values())
     if there < last.rows:
@@ -213,7 +248,7 @@ def _differing(ledger: Ledger, asked: AskedRun) -> str:
     last = ledger.last_start.record if ledger.last_start else None
     if last is None:
         return ""
-    before, now = _in_words(last), _in_words(asked)
+    before, now = _in_words(last, last.settings), _in_words(asked.run, asked.settings)
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     told = [
         f"{name.removesuffix('_sha256')} is another"
@@ -224,9 +259,8 @@ def _differing(ledger: Ledger, asked: AskedRun) -> str:
     return f" ({'; '.join(told)})" if told else ""
 
 
-def _in_words(run: RunRecord | AskedRun) -> dict[str, str]:
-    place = {"input": run.input, "input version": str(run.input_version)}
-    return place | dict(run.settings)
+def _in_words(run: RunRecord | Contender, settings: Mapping[str, str]) -> dict[str, str]:
+    return {"input": run.input, "input version": str(run.input_version), **settings}
 
 
 def _types(table: StructType) -> set[tuple[str, str]]:

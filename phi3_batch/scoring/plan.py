@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from pyspark.sql import Column, DataFrame, SparkSession
@@ -13,14 +14,15 @@ from pyspark.sql.types import StructType
 
 from phi3_batch.errors import InvalidParameterError, TableError
 from phi3_batch.generation import GenerationParams
-from phi3_batch.scoring import identity, incremental, outputs, schema, session, tables
+from phi3_batch.scoring import balance, identity, incremental, outputs, schema, session, tables
 from phi3_batch.scoring.columns import find_field
 from phi3_batch.scoring.ledger import RunRecord
 from phi3_batch.scoring.model import FoundModel, ScoringModel, find_model, load_model
 from phi3_batch.scoring.outputs import OutputState
 from phi3_batch.scoring.requests import RowRequests, prompt_requests
+from phi3_batch.scoring.rivals import Contender
 from phi3_batch.scoring.source import Source
-from phi3_batch.scoring.tables import InputTable, Location, WriteMode
+from phi3_batch.scoring.tables import InputTable, Location, OutputTable, WriteMode
 from phi3_batch.scoring.udf import ModelUdf, model_udf
 
 # Columns of `ScoringPlan.work`, beside the input's.
@@ -90,7 +92,7 @@ class ScoringPlan:
         pinned: the rows, each with its request's hash.
         work: those to score, with their hidden columns.
         greedy: whether a row is decoded greedily, so that equal requests have equal completions.
-        fingerprint: of the run.
+        contender: what tells the run from others.
         settings: what shapes results, in words.
         request_columns: of the input, whose values are the request.
         state: what of the run is in the output already.
@@ -113,7 +115,7 @@ class ScoringPlan:
     pinned: DataFrame
     work: DataFrame
     greedy: Column
-    fingerprint: str
+    contender: Contender
     settings: Mapping[str, str]
     request_columns: tuple[str, ...]
     state: OutputState
@@ -126,6 +128,11 @@ class ScoringPlan:
     kept: tuple[str, ...]
     changes: incremental.Changes | None
     slots: int
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the run."""
+        return self.contender.fingerprint
 
     @property
     def scored_columns(self) -> tuple[str, ...]:
@@ -146,7 +153,13 @@ class ScoringPlan:
     @property
     def finished(self) -> bool:
         """Whether the output has all of the run, and nothing is left to write."""
-        return not self.to_do and not self.state.begin and not self.to_delete
+        begun = self.state.begin is None or self.state.may_wait
+        return begun and not self.to_do and not self.to_delete
+
+    @property
+    def begins_empty(self) -> bool:
+        """Whether the first commit has no chunk: with ids, rows are merged into what is there."""
+        return bool(self.options.ids) and self.state.begin == "append"
 
     @property
     def to_delete(self) -> int:
@@ -155,11 +168,15 @@ class ScoringPlan:
 
     def record(self, run_id: str) -> RunRecord:
         """What the run's first commit says of it."""
+        chunks_to_follow = len(self.to_do) - (0 if self.begins_empty else 1)
         return RunRecord(
             fingerprint=self.fingerprint,
             settings=self.settings,
-            input=self.options.input.text,
-            input_version=self.input.version,
+            input=self.contender.input,
+            input_version=self.contender.input_version,
+            input_id=self.contender.input_id,
+            mode=self.state.begin,
+            commits=max(chunks_to_follow, 0) + bool(self.to_delete),
             request_columns=self.request_columns,
             ids=self.options.ids,
             limit=self.options.limit,
@@ -206,15 +223,17 @@ def plan_scoring(
     output = tables.open_output(spark, options.output)
     if output.path is not None and output.path == table.path:
         raise TableError(f"output {output.location.text} is the input: give another table")
-    asked = outputs.AskedRun(
+    contender = Contender(
         fingerprint=fingerprint,
-        settings=settings,
         input=options.input.text,
+        input_id=table.delta_id,
         input_version=table.version,
-        columns=StructType([*kept, *added]),
-        mode=options.mode,
+        output=options.output.text,
         ids=options.ids,
+        delete_removed=options.delete_removed,
     )
+    columns_written = StructType([*kept, *added])
+    asked = outputs.AskedRun(contender, settings, columns_written, options.mode)
     state = outputs.look(spark, output, asked)
 
     columns = options.source.request_columns(found)
@@ -225,15 +244,22 @@ def plan_scoring(
     if options.ids:
         kept_names = kept.fieldNames()
         incremental.check_ids(rows, options.ids, kept_names, table.location.text)
-        rows, changes = incremental.compare(
+        compare = partial(
+            incremental.compare,
             spark,
             rows,
             REQUEST_ID,
             output,
             options.ids,
-            anew=state.begin is not None,
             retry_errors=options.retry_errors,
         )
+        try:
+            rows, changes = compare(anew=state.begin in ("error", "overwrite"))
+        except TableError:  # the output's ids do not name its rows
+            if options.mode != "overwrite":
+                raise
+            state = state.replaced()
+            rows, changes = compare(anew=True)
     model = _load(found, table.rows, options, wrap_pipeline)
     udf = session.in_background(lambda: model_udf(spark, model))
     requests = options.source.requests(model)
@@ -246,7 +272,20 @@ def plan_scoring(
     chunk_count = state.chunks or identity.chunk_count(requests_in_all)
     chunks = _chunks(counts, chunk_count)
     rows_by_chunk = {chunk.number: chunk.rows for chunk in chunks}
-    done = outputs.done_chunks(output, state, rows_by_chunk, chunk_count)
+    try:
+        done = outputs.done_chunks(output, state, rows_by_chunk, chunk_count)
+        finished = len(done) == len(chunks) and state.begin is None and not options.ids
+        changed = (
+            options.mode == "overwrite"
+            and finished
+            and not _is_whole(spark, output, contender, state, pinned)
+        )
+    except TableError:
+        if options.mode != "overwrite":
+            raise
+        changed = True
+    if changed:  # by somebody else, and the user wants the table made anew
+        state, done = state.replaced(), frozenset[int]()
     return ScoringPlan(
         options=options,
         input=table,
@@ -256,7 +295,7 @@ def plan_scoring(
         pinned=pinned,
         work=work,
         greedy=greedy,
-        fingerprint=fingerprint,
+        contender=contender,
         settings=settings,
         request_columns=columns,
         state=state,
@@ -279,6 +318,20 @@ def _settings(found: FoundModel, options: ScoreOptions) -> dict[str, str]:
         stop = "\0".join(options.generation["stop"])
         given["params.stop"] = f"sha256 {hashlib.sha256(stop.encode()).hexdigest()}"
     return {"model": found.resolved_uri, **options.source.settings(), **given}
+
+
+def _is_whole(
+    spark: SparkSession,
+    output: OutputTable,
+    run: Contender,
+    state: OutputState,
+    rows_in: DataFrame,
+) -> bool:
+    """Whether the output of a finished run has each row once."""
+    assert state.version is not None  # the run has begun
+    table = tables.read_version(spark, output.location, state.version)
+    rows_in = rows_in.withColumnRenamed(REQUEST_ID, schema.REQUEST_ID)
+    return balance.compare_run(rows_in, table, state.seen, run.fingerprint, run.ids).ok
 
 
 def _greedy(model: ScoringModel, requests: RowRequests) -> Column:

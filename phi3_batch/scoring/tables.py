@@ -78,6 +78,7 @@ class InputTable:
         version: of the Delta table; None for files and views.
         path: where the data is; None for views.
         identity: of these very rows: a Delta table's id and version, else a hash of all of them.
+        delta_id: of the Delta table; None for files and views.
     """
 
     location: Location
@@ -85,6 +86,7 @@ class InputTable:
     version: int | None
     path: str | None
     identity: str
+    delta_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +127,8 @@ def open_input(
         if delta is not None:
             version = latest_version(spark, location) if version is None else version
             rows = read_version(spark, location, version)
-            return InputTable(location, rows, version, delta.path, f"{delta.id}@{version}")
+            identity = f"{delta.id}@{version}"
+            return InputTable(location, rows, version, delta.path, identity, delta.id)
         if location.is_path:
             raise TableError(
                 f"no Delta table at {location.text} (JSONL, CSV and Parquet files are read too,"

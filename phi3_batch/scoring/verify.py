@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
 
 from phi3_batch.errors import TableError
 from phi3_batch.scoring import balance, identity, schema, tables
@@ -22,12 +21,16 @@ class Verification:
         input_version: that was read; None for files and views.
         output_version: that was read.
         balance: rows in against rows out.
+        unknown: rows of the output that no run of its history has written. They may be from before
+            our runs, or from before the history was cut; where neither can be, the balance counts
+            them.
     """
 
     record: RunRecord
     input_version: int | None
     output_version: int
     balance: Balance
+    unknown: int
 
 
 def verify(spark: SparkSession, source: Location, output: Location) -> Verification:
@@ -42,7 +45,8 @@ def verify(spark: SparkSession, source: Location, output: Location) -> Verificat
     there = tables.open_output(spark, output)
     if there.version is None:
         raise TableError(f"no Delta table {output.text} to verify")
-    record = _record_of(read_ledger(spark, output), source)
+    ledger = read_ledger(spark, output).as_of(there.version)
+    record = _record_of(ledger, source)
     if record is None:
         raise TableError(
             f"the history of {output.text} has no run of phi3-batch: Delta keeps it for 30 days"
@@ -52,10 +56,9 @@ def verify(spark: SparkSession, source: Location, output: Location) -> Verificat
     table = tables.open_input(spark, source, version=version)
     rows = _with_request_ids(identity.limited(table.rows, record.limit), record, source)
     out = tables.read_version(spark, output, there.version)
-    if not record.ids:
-        out = out.where(F.col(schema.FINGERPRINT) == record.fingerprint)
+    found = balance.compare_run(rows, out, ledger, record.fingerprint, record.ids)
     return Verification(
-        record, table.version, there.version, balance.compare(rows, out, record.ids)
+        record, table.version, there.version, found, balance.count_unknown(out, ledger)
     )
 
 

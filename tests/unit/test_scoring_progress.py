@@ -1,6 +1,8 @@
 """Chunks, budgets and the time to go, without Spark."""
 
 import json
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -95,38 +97,73 @@ RECORD = RunRecord(
 
 
 def ledger(*commits: str) -> Ledger:
-    return Ledger(tuple(_read(version, None, text) for version, text in enumerate(commits)))  # type: ignore[arg-type]
+    read = (_read(version, None, text) for version, text in enumerate(commits))  # type: ignore[arg-type]
+    return Ledger(tuple(filter(None, read)), 0, len(commits) - 1)
+
+
+def says(fingerprint: str, chunk: int | None, number: int = 1, **told: Any) -> str:
+    return describe_commit(fingerprint, chunk=chunk, number=number, driver="d", **told)
 
 
 def test_a_commit_says_what_it_is_and_is_read_again() -> None:
-    text = describe_commit("a-b", chunk=2, record=RECORD)
+    text = says("a-b", 2, number=7, record=RECORD)
     assert next(iter(json.loads(text))) == "phi3_batch"  # what history is filtered by
     [commit] = ledger(text).commits
     assert (commit.fingerprint, commit.chunk, commit.start) == ("a-b", 2, None)
+    assert (commit.number, commit.driver, commit.record) == (7, "d", RECORD)
+
+
+def test_commits_of_other_releases_are_read_as_far_as_they_go() -> None:
+    told = json.loads(says("a-b", 2, record=RECORD))
+    told["phi3_batch"]["run"]["mood"] = "good"
+    told["phi3_batch"]["weather"] = "fine"
+    for name in ("number", "driver"):
+        del told["phi3_batch"][name]
+    for name in ("input_id", "mode", "commits"):
+        del told["phi3_batch"]["run"][name]
+    strange = '{"phi3_batch": {"chunk": 1}}', '{"phi3_batch": [', '{"phi3_batch": null}'
+    [commit] = ledger(json.dumps(told), *strange).commits
     assert commit.record == RECORD
+    assert commit.number is None
 
 
-def test_two_drivers_go_by_the_earlier_first_commit() -> None:
-    begun = describe_commit("a-b", chunk=0, record=RECORD)
-    other = describe_commit("c-d", chunk=0, record=RECORD)
-    found = ledger(begun, other, begun, begun)
-    first = found.first_start("a-b", above=0)
-    assert first is not None
-    assert first.version == 2
+def test_numbers_go_on_where_the_last_commit_was() -> None:
+    assert Ledger().next_number == 1
+    assert ledger("{}", says("a-b", 0, number=1), "{}", says("a-b", 1, number=2)).next_number == 3
+    assert ledger(says("a-b", 0, number=1), says("a-b", 1, number=2)).as_of(0).next_number == 2
+    # of a history that was cut, no number can be above the version
+    assert Ledger((), first_version=40, last_version=50).next_number == 52
+
+
+def test_a_run_is_known_by_its_latest_first_commit() -> None:
+    begun, other = says("a-b", 0, record=RECORD), says("c-d", 0, record=RECORD)
+    found = ledger(begun, other, begun)
     latest = found.start_of("a-b")
     assert latest is not None
-    assert latest.version == 3
+    assert latest.version == 2
     assert found.last_start == latest
-    assert found.first_start("a-b", above=3) is None
+    assert found.start_of("e-f") is None
 
 
 def test_chunks_are_counted_under_their_first_commit() -> None:
+    record = replace(RECORD, commits=1)
     found = ledger(
-        describe_commit("a-b", chunk=0, record=RECORD),
-        describe_commit("a-b", chunk=1, start=0),
-        describe_commit("a-b", chunk=2, record=RECORD),
-        describe_commit("a-b", chunk=3, start=2),
+        says("a-b", 0, record=record),
+        says("a-b", 1, start=0),
+        says("a-b", 2, record=record),
+        says("c-d", 3, start=2),
     )
-    start = found.start_of("a-b")
-    assert start is not None
-    assert found.chunks_since(start) == {2, 3}
+    first, second = (commit for commit in found.commits if commit.record)
+    assert found.is_finished(first)
+    assert not found.is_finished(second)
+    assert found.is_finished(ledger(says("a-b", 2, record=RECORD)).commits[0])  # nobody knows
+
+
+def test_a_table_is_all_ours_since_a_run_has_made_or_replaced_it() -> None:
+    added = says("a-b", 0, record=replace(RECORD, mode="append"))
+    made = says("c-d", 0, record=replace(RECORD, mode="overwrite"))
+    assert not ledger(added, says("a-b", 1, start=0)).is_all_ours
+    found = ledger(added, made, added)
+    assert found.is_all_ours
+    assert [commit.version for commit in found.since_replaced()] == [1, 2]
+    assert not ledger("{}", says("a-b", 0, record=RECORD)).is_all_ours  # of an older release
