@@ -27,6 +27,7 @@ from phi3_batch.scoring.udf import ModelUdf, model_udf
 REQUEST_ID = "__phi3_batch_request_id"
 REFUSAL = "__phi3_batch_refusal"
 BUCKET = "__phi3_batch_bucket"
+EXISTING = "__phi3_batch_existing"  # copies of a sampled request that were scored before
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +238,12 @@ def plan_scoring(
     model = _load(found, table.rows, options, wrap_pipeline)
     udf = session.in_background(lambda: model_udf(spark, model))
     requests = options.source.requests(model)
+    if options.ids and not state.begin and _samples(model, options.source):
+        rows = incremental.count_existing(
+            spark, rows, REQUEST_ID, output, options.ids, existing=EXISTING
+        )
+    else:
+        rows = rows.withColumn(EXISTING, F.lit(0))
     work = rows.withColumns(
         {REFUSAL: requests.refusal, BUCKET: identity.bucket_of(F.col(REQUEST_ID))}
     )
@@ -284,6 +291,11 @@ def _settings(found: FoundModel, options: ScoreOptions) -> dict[str, str]:
 def _greedy(model: ScoringModel, requests: RowRequests) -> Column:
     temperature = requests.inputs.get("temperature")  # where a job or its rows have their own
     return F.lit(model.greedy) if temperature is None else temperature == 0
+
+
+def _samples(model: ScoringModel, source: Source) -> bool:
+    """Whether any row may be sampled."""
+    return not model.greedy or "temperature" in source.param_columns
 
 
 @dataclass(frozen=True, slots=True)
