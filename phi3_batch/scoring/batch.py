@@ -224,7 +224,7 @@ class _Job:
         except (ScoringError, PySparkException, Py4JError, OSError) as error:
             self._drop_running()
             failed = error if isinstance(error, ScoringError) else faults.failure(error)
-            raise ScoringError(f"{failed}; {self._how_to_go_on(failed)}") from error
+            raise ScoringError(f"{failed}; {self._how_to_go_on(failed)}") from None
         finally:
             self._pool.close()
         return Outcome.OUT_OF_BUDGET if waiting else Outcome.COMPLETE

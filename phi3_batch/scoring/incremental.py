@@ -11,7 +11,6 @@ from phi3_batch.scoring import schema, tables
 from phi3_batch.scoring.columns import named
 from phi3_batch.scoring.tables import OutputTable
 
-_SHOWN = 5
 _THERE, _FAILED = "__phi3_batch_there", "__phi3_batch_failed"
 _ROWS, _AGAIN = "__phi3_batch_rows", "__phi3_batch_again"
 
@@ -53,13 +52,10 @@ def check_ids(rows: DataFrame, ids: Sequence[str], kept: Sequence[str], where: s
     summary = twice.agg(F.count(F.lit(1)), F.sum("count")).head()
     assert summary is not None  # an aggregate of no rows is a row too
     if summary[0]:
-        shown = [
-            "/".join(str(row[name]) for name in ids)
-            for row in twice.orderBy(*map(named, ids)).head(_SHOWN)
-        ]
-        raise TableError(
-            f"{summary[1]:,} rows of {where} share {summary[0]:,} values of {', '.join(ids)}"
-            f" ({', '.join(shown)}{', …' if summary[0] > _SHOWN else ''}): an id names one row"
+        names = ", ".join(ids)
+        raise TableError(  # the values are not said: they may be names, or prompts
+            f"{summary[1]:,} rows of {where} share {summary[0]:,} values of {names}: an id names"
+            f" one row (GROUP BY {names} HAVING count(*) > 1 finds them)"
         )
 
 

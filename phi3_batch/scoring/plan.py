@@ -15,6 +15,7 @@ from phi3_batch.errors import InvalidParameterError, TableError
 from phi3_batch.generation import GenerationParams
 from phi3_batch.scoring import identity, incremental, outputs, schema, session, tables
 from phi3_batch.scoring.columns import find_field
+from phi3_batch.scoring.hidden import with_texts
 from phi3_batch.scoring.ledger import RunRecord
 from phi3_batch.scoring.model import FoundModel, ScoringModel, find_model, load_model
 from phi3_batch.scoring.outputs import OutputState
@@ -238,6 +239,7 @@ def plan_scoring(
     model = _load(found, table.rows, options, wrap_pipeline)
     udf = session.in_background(lambda: model_udf(spark, model))
     requests = options.source.requests(model)
+    rows = with_texts(spark, rows, options.source.texts(model))
     if options.ids and not state.begin and _samples(model, options.source):
         rows = incremental.count_existing(
             spark, rows, REQUEST_ID, output, options.ids, existing=EXISTING

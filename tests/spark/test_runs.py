@@ -333,7 +333,8 @@ def test_ids_that_name_no_row(
     spark.createDataFrame(rows, "id long, prompt string").write.format("delta").save(source)
     assert score(model_uri, source, output, "--id", "id") == 1
     assert said()["error"] == (
-        f"error: 20 rows of {source} share 10 values of id (0, 1, 2, 3, 4, …): an id names one row"
+        f"error: 20 rows of {source} share 10 values of id: an id names one row"
+        " (GROUP BY id HAVING count(*) > 1 finds them)"
     )
     assert score(model_uri, source, output, "--id", "nr") == 1
     assert "--id nr is not among the columns of the output" in said()["error"]
