@@ -160,7 +160,10 @@ def _read_row(path: Path, number: int, line: str) -> SmokeRow:
 
 def _failure(model: PyFuncModel, wanted: str, row: SmokeRow) -> str | None:
     """Why a row fails, in a word; None for one that passes. Never quotes the answer."""
-    answer = _chat(model, row) if wanted == MESSAGES_INPUT else _complete(model, row)
+    try:
+        answer = _chat(model, row) if wanted == MESSAGES_INPUT else _complete(model, row)
+    except Exception as error:  # a model's own code may raise anything, and quote the row
+        return f"raised_{type(error).__name__}"
     if isinstance(answer, _Failed):
         return answer.code
     return None if all(text in answer for text in row.contains) else _UNEXPECTED

@@ -26,7 +26,8 @@ from phi3_batch.report import RunReport, render
 from phi3_batch.scoring.batch import Progress, Summary
 from phi3_batch.scoring.chunks import ScoredChunk
 from phi3_batch.scoring.plan import ScoringPlan
-from phi3_batch.scoring.tables import InputTable, first_line
+from phi3_batch.scoring.said import first_line
+from phi3_batch.scoring.tables import InputTable
 
 _logger = logging.getLogger(__name__)
 
@@ -141,8 +142,8 @@ def scoring_run(plan: ScoringPlan) -> Iterator[ScoringRun]:
             "mode": options.mode,
             "ids": ",".join(options.ids) or None,
             "chunks": plan.chunk_count,
-            **options.source.settings(),
-            **{f"params.{name}": value for name, value in plan.model.params.items()},
+            # parameters too, and texts as digests
+            **{name: value for name, value in plan.settings.items() if name != "model"},
         }
         there = run.data.params  # `mlflow run` has logged some, quoted for its shell
         mlflow.log_params(

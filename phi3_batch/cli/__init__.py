@@ -58,7 +58,7 @@ def _one_line(error: Exception) -> str | None:
     from pyspark.errors import PySparkException
 
     from phi3_batch.scoring import faults
-    from phi3_batch.scoring.tables import first_line
+    from phi3_batch.scoring.said import first_line
 
     if isinstance(error, MlflowException):  # a store that does not answer, a name it refuses
         return f"MLflow: {first_line(error)}"

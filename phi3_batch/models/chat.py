@@ -60,7 +60,8 @@ class ChatModel(PythonModel):
         """Answer every chat, in the order given.
 
         Sampled choices have seeds of their own, which derive from the model's seed, the chat, and
-        how many choices for copies of it come before in the call.
+        how many choices for copies of it (messages, parameters and n alike) come before in the
+        call.
 
         Args:
             context: unused; what it holds was read when the model was loaded.
@@ -80,7 +81,11 @@ class ChatModel(PythonModel):
         """
         engine = self._weights.engine()
         chats, requests = self._parse(model_input, engine.tokenizer)
-        together = with_own_seeds(request for group in requests for request in group)
+        together = with_own_seeds(
+            (chat.messages, group)
+            for chat, group in zip(chats, requests, strict=True)
+            if isinstance(chat, Chat)
+        )
         completions = iter(engine.generate(together))
         created = int(time.time())
         answers = [

@@ -131,7 +131,11 @@ def _complete(
 ) -> list[Completion]:
     """Answer the sound prompts in one call of the engine, and put the errors in their places."""
     rows = _parse(prompts, engine.tokenizer, params)
-    requests = with_own_seeds(row for row in rows if isinstance(row, Request))
+    requests = with_own_seeds(
+        (str(prompt), [row])
+        for prompt, row in zip(prompts, rows, strict=True)
+        if isinstance(row, Request)
+    )
     answers = iter(engine.generate(requests))
     return [Completion(error=row) if isinstance(row, RowError) else next(answers) for row in rows]
 

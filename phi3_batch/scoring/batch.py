@@ -218,8 +218,8 @@ class _Job:
             self._drop_running()
             failed = error if isinstance(error, ScoringError) else faults.failure(error)
             if isinstance(failed, SupersededError):  # which says what is left to do
-                raise failed from error
-            raise ScoringError(f"{failed}; {self._how_to_go_on(failed)}") from error
+                raise failed from None
+            raise ScoringError(f"{failed}; {self._how_to_go_on(failed)}") from None
         finally:
             self._pool.close()
         return Outcome.OUT_OF_BUDGET if waiting else Outcome.COMPLETE

@@ -20,7 +20,7 @@ from phi3_batch.scoring import faults, identity, schema
 from phi3_batch.scoring.columns import named
 from phi3_batch.scoring.commits import Committer
 from phi3_batch.scoring.faults import CrashLimit, Fault
-from phi3_batch.scoring.plan import BUCKET, REFUSAL, REQUEST_ID, Chunk, ScoringPlan
+from phi3_batch.scoring.plan import BUCKET, EXISTING, REFUSAL, REQUEST_ID, Chunk, ScoringPlan
 from phi3_batch.scoring.requests import refuse
 from phi3_batch.scoring.tasks import REQUESTS_PER_TASK, count_side_by_side, count_tasks
 from phi3_batch.scoring.udf import limit_idle_workers
@@ -178,13 +178,17 @@ class ChunkScorer:
         """The rows of a chunk.
 
         Greedy rows of one request are one copy: they are asked once. Sampled ones are counted, in
-        an order that is the same each time, and the model gives each copy a text of its own.
+        an order that is the same each time and on from those that the output has, and the model
+        gives each copy a text of its own.
         """
         plan = self._plan
         work = plan.work.where(F.col(BUCKET) % plan.chunk_count == chunk.number)
         order = Window.partitionBy(REQUEST_ID).orderBy(identity.row_digest(plan.kept))
         return work.withColumn(
-            _COPY, F.when(plan.greedy, F.lit(0)).otherwise(F.row_number().over(order) - 1)
+            _COPY,
+            F.when(plan.greedy, F.lit(0)).otherwise(
+                F.col(EXISTING) + F.row_number().over(order) - 1
+            ),
         )
 
     def _ask(self, work: DataFrame, tasks: int) -> DataFrame:
@@ -192,7 +196,12 @@ class ChunkScorer:
         inputs = self._plan.requests.struct().alias(_INPUTS)
         # Rows that no model should see are split off before it. A condition around the UDF would
         # not do: Spark runs a Python UDF for every row, whatever stands around it.
-        asked = work.where(F.col(REFUSAL).isNull()).select(REQUEST_ID, _COPY, inputs)
+        # The model counts copies within its batch: before the first new one, it is asked those
+        # again that the output has.
+        copy = F.col(_COPY)
+        first = F.when(copy == F.col(EXISTING), F.lit(0)).otherwise(copy)
+        copies = F.explode(F.sequence(first, copy)).alias(_COPY)
+        asked = work.where(F.col(REFUSAL).isNull()).select(REQUEST_ID, copies, inputs)
         once = asked.dropDuplicates([REQUEST_ID, _COPY])
         # copies come to the model in one task and in their order, on any number of processors
         placed = once.repartition(tasks, REQUEST_ID).sortWithinPartitions(REQUEST_ID, _COPY)

@@ -8,7 +8,7 @@ from threading import Lock
 from py4j.protocol import Py4JError, Py4JJavaError
 
 from phi3_batch.errors import InputGoneError, RowErrorCode, ScoringError
-from phi3_batch.scoring.tables import first_line
+from phi3_batch.scoring.said import first_line
 
 # Rows that may kill the process that runs them before the model, or the machine, is to blame: so
 # many, or one in a hundred.
@@ -98,7 +98,9 @@ def _miscounted(text: str) -> bool:
 
 
 def _raised(text: str) -> str | None:
-    """The class of what another model raised; not its text, which may quote a prompt."""
+    """The class of what another model raised, or what was raised around it."""
+    if by_model := re.search(r"RuntimeError: the model raised (\w+)$", text, re.MULTILINE):
+        return by_model.group(1)
     raised = re.findall(r"^(?:\w+\.)*(\w+(?:Error|Exception))\b", text, re.MULTILINE)
     return raised[-1] if raised and "Traceback (most recent call last)" in text else None
 

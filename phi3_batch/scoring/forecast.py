@@ -160,7 +160,7 @@ def _pilot(spark: SparkSession, plan: ScoringPlan) -> Pilot:
             tokens = scorer.try_out(sample)
             for_all = time.monotonic() - started
     except (PySparkException, Py4JError) as error:
-        raise ScoringError(f"the pilot failed: {faults.why(error)}") from error
+        raise ScoringError(f"the pilot failed: {faults.why(error)}") from None
     # what both jobs cost to start goes out of the difference
     seconds = max(for_all - for_one, 0.0) / (len(sample) - 1)
     each = tokens / len(sample) if plan.model.counts_tokens else None

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
 from phi3_batch.errors import TableError
@@ -11,8 +11,8 @@ from phi3_batch.scoring import schema, tables
 from phi3_batch.scoring.columns import named
 from phi3_batch.scoring.tables import OutputTable
 
-_SHOWN = 5
 _THERE, _FAILED = "__phi3_batch_there", "__phi3_batch_failed"
+_ROWS, _AGAIN = "__phi3_batch_rows", "__phi3_batch_again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +52,10 @@ def check_ids(rows: DataFrame, ids: Sequence[str], kept: Sequence[str], where: s
     summary = twice.agg(F.count(F.lit(1)), F.sum("count")).head()
     assert summary is not None  # an aggregate of no rows is a row too
     if summary[0]:
-        shown = [
-            "/".join(str(row[name]) for name in ids)
-            for row in twice.orderBy(*map(named, ids)).head(_SHOWN)
-        ]
-        raise TableError(
-            f"{summary[1]:,} rows of {where} share {summary[0]:,} values of {', '.join(ids)}"
-            f" ({', '.join(shown)}{', …' if summary[0] > _SHOWN else ''}): an id names one row"
+        names = ", ".join(ids)
+        raise TableError(  # the values are not said: they may be names, or prompts
+            f"{summary[1]:,} rows of {where} share {summary[0]:,} values of {names}: an id names"
+            f" one row (GROUP BY {names} HAVING count(*) > 1 finds them)"
         )
 
 
@@ -106,6 +103,44 @@ def compare(
     to_score = new | changed | failed if retry_errors else new | changed
     matched = rows.join(there, on=list(ids), how="left").where(to_score)
     return matched.select(*map(named, rows.columns)), Changes(*counts)
+
+
+def count_existing(
+    spark: SparkSession,
+    rows: DataFrame,
+    request_id: str,
+    output: OutputTable,
+    ids: Sequence[str],
+    existing: str,
+) -> DataFrame:
+    """Add how many copies of a row's request the output has, not counting rows asked again.
+
+    A sampled request's copies have texts of their own by their number, and new ones are numbered
+    from here on. A row that has changed or was removed still counts: another copy may have its
+    number's text.
+
+    Args:
+        spark: the session.
+        rows: those to score, from :func:`compare`.
+        request_id: the column of their hashes.
+        output: the table as it was compared.
+        ids: columns that name a row.
+        existing: name of the column to add.
+    """
+    if output.version is None:
+        return rows.withColumn(existing, F.lit(0))
+    there = tables.read_version(spark, output.location, output.version)
+    before = there.select(*map(named, ids), named(schema.REQUEST_ID).alias(_THERE))
+    asked = F.col(request_id)
+    again = F.count_if(F.col(_THERE) == asked).over(Window.partitionBy(request_id))
+    matched = rows.join(before, on=list(ids), how="left").withColumn(_AGAIN, again)
+    copies = there.groupBy(named(schema.REQUEST_ID).alias(request_id)).agg(
+        F.count(F.lit(1)).alias(_ROWS)
+    )
+    counted = matched.join(copies, on=request_id, how="left").withColumn(
+        existing, (F.coalesce(_ROWS, F.lit(0)) - F.col(_AGAIN)).cast("int")
+    )
+    return counted.select(*map(named, rows.columns), existing)
 
 
 def _any_null(ids: Sequence[str]) -> Column:

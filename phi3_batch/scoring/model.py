@@ -21,7 +21,7 @@ from mlflow.types import ParamSpec
 from phi3_batch.errors import InvalidModelError, InvalidParameterError
 from phi3_batch.generation import GenerationParams
 from phi3_batch.scoring.requests import CHAT_PARAMS, MESSAGES_INPUT, PROMPT_INPUT
-from phi3_batch.scoring.tables import first_line
+from phi3_batch.scoring.said import first_line
 
 USAGE_PARAM = "usage"
 
@@ -290,10 +290,10 @@ def _count_answers(
 ) -> int:
     try:
         result = model.predict(pd.DataFrame({PROMPT_INPUT: prompts}), params=mlflow_params(params))
-    except Exception as error:  # not its text, which may quote the prompt
+    except Exception as error:  # not its text, nor its cause's: they may quote the prompt
         raise InvalidModelError(
             f"{uri} failed on a row of the table with {type(error).__name__}"
-        ) from error
+        ) from None
     return 1 if isinstance(result, str) else len(result)
 
 

@@ -16,6 +16,7 @@ from phi3_batch.errors import InvalidParameterError, TableError
 from phi3_batch.generation import GenerationParams
 from phi3_batch.scoring import balance, identity, incremental, outputs, schema, session, tables
 from phi3_batch.scoring.columns import find_field
+from phi3_batch.scoring.hidden import with_texts
 from phi3_batch.scoring.ledger import RunRecord
 from phi3_batch.scoring.model import FoundModel, ScoringModel, find_model, load_model
 from phi3_batch.scoring.outputs import OutputState
@@ -29,6 +30,7 @@ from phi3_batch.scoring.udf import ModelUdf, model_udf
 REQUEST_ID = "__phi3_batch_request_id"
 REFUSAL = "__phi3_batch_refusal"
 BUCKET = "__phi3_batch_bucket"
+EXISTING = "__phi3_batch_existing"  # copies of a sampled request that were scored before
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,6 +265,13 @@ def plan_scoring(
     model = _load(found, table.rows, options, wrap_pipeline)
     udf = session.in_background(lambda: model_udf(spark, model))
     requests = options.source.requests(model)
+    rows = with_texts(spark, rows, options.source.texts(model))
+    if options.ids and not state.begin and _samples(model, options.source):
+        rows = incremental.count_existing(
+            spark, rows, REQUEST_ID, output, options.ids, existing=EXISTING
+        )
+    else:
+        rows = rows.withColumn(EXISTING, F.lit(0))
     work = rows.withColumns(
         {REFUSAL: requests.refusal, BUCKET: identity.bucket_of(F.col(REQUEST_ID))}
     )
@@ -337,6 +346,11 @@ def _is_whole(
 def _greedy(model: ScoringModel, requests: RowRequests) -> Column:
     temperature = requests.inputs.get("temperature")  # where a job or its rows have their own
     return F.lit(model.greedy) if temperature is None else temperature == 0
+
+
+def _samples(model: ScoringModel, source: Source) -> bool:
+    """Whether any row may be sampled."""
+    return not model.greedy or "temperature" in source.param_columns
 
 
 @dataclass(frozen=True, slots=True)

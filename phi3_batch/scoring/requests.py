@@ -137,7 +137,9 @@ def _refuse_parameter(condition: Column, message: str) -> Column:
 
 
 def literal(value: object) -> Column:
-    """A parameter that holds for every row."""
+    """A parameter that holds for every row; a column is one already."""
+    if isinstance(value, Column):
+        return value
     if isinstance(value, list | tuple):
         return F.array(*[F.lit(item) for item in value]).cast("array<string>")
     return F.lit(value)

@@ -23,6 +23,7 @@ from py4j import java_gateway
 from py4j.protocol import Py4JError
 from pyspark import SparkConf, SparkContext, inheritable_thread_target
 from pyspark.errors import AnalysisException, PySparkAttributeError, PySparkRuntimeError
+from pyspark.logger import PySparkLogger
 from pyspark.sql import SparkSession
 
 from phi3_batch.environment import check_java
@@ -49,6 +50,11 @@ _SPARK_HAS = (
     "com.google.code.findbugs:*",
 )
 _APP_NAME = "phi3-batch"
+# pyspark's loggers of failed queries: they write to stderr what the exception says, values of rows
+# included, with a stack.
+_QUERY_LOGGERS = ("DataFrameQueryContextLogger", "SQLQueryContextLogger")
+# log4j's variable for its configuration
+_LOG4J_VARIABLE = "LOG4J_CONFIGURATION_FILE"
 
 Result = TypeVar("Result")
 
@@ -62,6 +68,8 @@ def get_session() -> SparkSession:
     Raises:
         EnvironmentProblemError: Java is missing or too old, or Delta's jars cannot be had.
     """
+    for name in _QUERY_LOGGERS:
+        PySparkLogger.getLogger(name).disabled = True
     active = SparkSession.getActiveSession()
     if active is not None:
         session = active
@@ -177,6 +185,8 @@ def _local_session() -> SparkSession:
         builder = builder.config(key, value)
     builder = builder.config("spark.jars.excludes", ",".join(_SPARK_HAS))
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    log4j = Path(__file__).with_name("log4j2.properties").resolve().as_uri()
+    os.environ.setdefault(_LOG4J_VARIABLE, log4j)
     handle, name = tempfile.mkstemp(prefix="phi3-batch-spark-", suffix=".log")
     try:
         # the JVM inherits it: Ivy's report and Spark's log go there

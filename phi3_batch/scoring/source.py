@@ -18,6 +18,7 @@ from pyspark.sql.types import (
 
 from phi3_batch.errors import InvalidParameterError, TableError
 from phi3_batch.scoring.columns import find_field, named
+from phi3_batch.scoring.hidden import hide
 from phi3_batch.scoring.model import FoundModel, ScoringModel
 from phi3_batch.scoring.requests import (
     CHAT_PARAMS,
@@ -103,17 +104,26 @@ class Source:
         return named(self.column or PROMPT_INPUT)
 
     def requests(self, model: ScoringModel) -> RowRequests:
-        """The requests of each row of a table that was checked."""
+        """The requests of each row of a table that was checked, with :meth:`texts` beside it."""
         if not model.takes_messages:
             return prompt_requests(self.prompt())
         defaults = {**model.defaults, **model.params}
-        params = {name: literal(value) for name, value in model.params.items()}
+        defaults["stop"] = F.array(*map(hide, defaults["stop"])).cast(CHAT_PARAMS["stop"])
+        params = {name: literal(defaults[name]) for name in model.params}
         params |= {name: named(column) for name, column in self.param_columns.items()}
         if self.user_template is None:
             return chat_requests(named(self.column or MESSAGES_INPUT), params, defaults)
         messages, refusal = self.user_template.messages(self.system)
         made = chat_requests(messages, params, defaults)
         return RowRequests(made.inputs, F.coalesce(refusal, made.refusal))
+
+    def texts(self, model: ScoringModel) -> tuple[str, ...]:
+        """What :meth:`requests` hides: texts that hold for every row."""
+        if not model.takes_messages:
+            return ()
+        parts = [text for text, _ in self.user_template.parts] if self.user_template else []
+        system = [] if self.system is None else [self.system]
+        return (*system, *parts, *{**model.defaults, **model.params}["stop"])
 
     def _find_column(self, table: StructType, where: str, wanted: str) -> DataType:
         name = self.column or wanted

@@ -16,6 +16,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
 from phi3_batch.errors import TableError
+from phi3_batch.scoring.said import first_line
 
 WriteMode = Literal["error", "append", "overwrite"]
 
@@ -259,12 +260,4 @@ def _one_line_errors(verb: str, location: Location) -> Iterator[None]:
     except (PySparkException, Py4JError) as error:
         is_no_name = isinstance(error, ParseException) and not location.is_path
         hint = f"; for a folder give ./{location.text}" if is_no_name else ""
-        raise TableError(f"cannot {verb} {location.text}: {first_line(error)}{hint}") from error
-
-
-def first_line(error: Exception) -> str:
-    """What an error of Spark, the JVM or MLflow says, without its stack and its SQL state."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if lines and lines[0].startswith("An error occurred while calling") and len(lines) > 1:
-        return lines[1].removeprefix(": ")
-    return re.sub(r"\s*SQLSTATE: \w+.*", "", lines[0]) if lines else type(error).__name__
+        raise TableError(f"cannot {verb} {location.text}: {first_line(error)}{hint}") from None

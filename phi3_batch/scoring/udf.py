@@ -4,7 +4,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlflow
 import pandas as pd
@@ -26,7 +26,7 @@ from phi3_batch.scoring.model import (
     quiet_about_local_environment,
 )
 from phi3_batch.scoring.requests import MESSAGES_INPUT, chat_requests, with_stand_ins
-from phi3_batch.scoring.tables import first_line
+from phi3_batch.scoring.said import first_line
 from phi3_batch.scoring.tasks import REQUESTS_PER_TASK
 
 # An error of MLflow's schema enforcement quotes the data, unless this is set.
@@ -204,7 +204,7 @@ def _mlflow_udf(
         environment = {**environment, _ENGINE_VARIABLE: choice}
     try:
         with quiet_about_local_environment():
-            udf: Callable[[Column], Column] = mlflow.pyfunc.spark_udf(
+            udf = mlflow.pyfunc.spark_udf(
                 spark,
                 model.served_uri,
                 result_type=_RESULT_TYPES.get(model.kind, "string"),
@@ -220,7 +220,31 @@ def _mlflow_udf(
             f"MLflow cannot copy {model.uri} to {tempfile.gettempdir()}: {first_line(error)}."
             " TMPDIR names another place"
         ) from error
-    return udf
+    return _quoting_nothing(udf)
+
+
+def _quoting_nothing(udf: Any) -> Callable[[Column], Column]:
+    """MLflow's UDF, whose exceptions say what the model raised, and where, without its text.
+
+    That may quote a row, and Spark writes it into its logs, its event log and its web pages. What
+    our own models raise on purpose quotes nobody.
+    """
+    answer = udf.__wrapped__.func
+
+    def answer_quoting_nothing(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
+        # the function travels to the workers alone, without this module
+        try:
+            yield from answer(batches)
+        except Exception as error:
+            if type(error).__module__ == "phi3_batch.errors":
+                raise error from None
+            said = f"the model raised {type(error).__name__}"
+            raise RuntimeError(said).with_traceback(error.__traceback__) from None
+
+    # its stubs know no iterators
+    return pandas_udf(  # type: ignore[call-overload,no-any-return]
+        answer_quoting_nothing, udf.__wrapped__.returnType
+    )
 
 
 def _column(value: object) -> Column:

@@ -9,6 +9,7 @@ from pyspark.sql.types import AtomicType, BinaryType, StructType
 
 from phi3_batch.errors import InvalidParameterError, RowErrorCode, TableError
 from phi3_batch.scoring import columns
+from phi3_batch.scoring.hidden import hide
 from phi3_batch.scoring.requests import refuse
 
 
@@ -77,13 +78,13 @@ class UserTemplate:
             part
             for literal, name in self.parts
             for part in (
-                F.lit(literal),
+                hide(literal),
                 F.lit("") if name is None else columns.named(name).cast("string"),
             )
         ]
         turns = [_message("user", F.concat(*texts))]
         if system is not None:
-            turns.insert(0, _message("system", F.lit(system)))
+            turns.insert(0, _message("system", hide(system)))
         refusals = [
             refuse(columns.named(name).isNull(), RowErrorCode.NULL_PROMPT, f"column {name} is null")
             for name in self.columns

@@ -271,14 +271,23 @@ def test_the_tokens_of_sampled_choices_are_added_up(model):
 
 def test_copies_of_a_sampled_chat_go_on_where_the_choices_of_the_one_before_end(model):
     row = {"messages": SPAIN, "temperature": 3.0, "max_tokens": 12}
-    [all_five] = model.predict({**row, "n": 5})
-    two, other, three = model.predict(
-        pd.DataFrame([{**row, "n": 2}, {**row, "messages": COMEDIAN, "n": 2}, {**row, "n": 3}])
-    )
-    assert len(set(texts(all_five))) == 5
-    assert texts(two) + texts(three) == texts(all_five)
-    [other_alone] = model.predict({**row, "messages": COMEDIAN, "n": 2})
+    [all_four] = model.predict({**row, "n": 4})
+    two = {**row, "n": 2}
+    first, other, second = model.predict(pd.DataFrame([two, {**two, "messages": COMEDIAN}, two]))
+    assert len(set(texts(all_four))) == 4
+    assert texts(first) + texts(second) == texts(all_four)
+    [other_alone] = model.predict({**two, "messages": COMEDIAN})
     assert texts(other) == texts(other_alone)
+
+
+def test_a_sampled_chat_is_as_if_it_were_alone_beside_others_that_nearly_equal_it(model, encode):
+    row = {"messages": SPAIN, "temperature": 3.0, "max_tokens": 12, "n": 2}
+    spaced = user("\n" + SPAIN[0]["content"])
+    assert encode(spaced) == encode(SPAIN)
+    others = [{**row, "messages": spaced}, {**row, "n": 3}, {**row, "max_tokens": 11}]
+    [alone] = model.predict(row)
+    *_, among_others = model.predict(pd.DataFrame([*others, row]))
+    assert texts(among_others) == texts(alone)
 
 
 def test_a_stop_string_that_never_comes_changes_nothing_even_among_broken_characters(model):

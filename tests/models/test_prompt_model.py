@@ -31,6 +31,11 @@ def prompts(*texts, dtype=object):
     return pd.DataFrame({"prompt": pd.Series(texts, dtype=dtype)})
 
 
+@pytest.fixture
+def encode(tiny_folder):
+    return tiny_folder.tokenizer.encode_prompt
+
+
 # what predict takes and gives
 
 
@@ -126,6 +131,17 @@ def test_sampled_copies_of_a_prompt_differ_and_come_again(model):
     assert sample(*[SPAIN_PROMPT] * 5) == copies
     # whatever else is in the call, and where
     assert sample(JOKE_PROMPT, SPAIN_PROMPT, None, JOKE_PROMPT, SPAIN_PROMPT)[1::3] == copies[:2]
+
+
+def test_a_prompt_that_differs_in_dropped_white_space_alone_is_another_prompt(model, encode):
+    def sample(*texts):
+        return model.predict(prompts(*texts), params={"temperature": 3.0, "max_tokens": 20})
+
+    twin = SPAIN_PROMPT.replace("\n", "")
+    assert encode(twin) == encode(SPAIN_PROMPT)
+    alone = sample(SPAIN_PROMPT)
+    assert sample(twin, SPAIN_PROMPT, twin)[1:2] == alone
+    assert len({*sample(SPAIN_PROMPT, twin, SPAIN_PROMPT, twin)}) == 4
 
 
 def test_greedy_copies_of_a_prompt_are_equal(model):

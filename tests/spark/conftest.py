@@ -41,14 +41,26 @@ def worker_log(store: Path) -> Path:
     return store / "workers.log"
 
 
+@pytest.fixture(scope="session")
+def event_log(store: Path) -> Path:
+    """The folder of Spark's event log."""
+    folder = store / "events"
+    folder.mkdir()
+    return folder
+
+
 @pytest.fixture(scope="session", autouse=True)
-def spark(store: Path, worker_log: Path) -> Iterator[SparkSession]:
-    os.environ["WORKER_LOG"] = str(worker_log)
-    os.environ["PYTHONPATH"] = str(WORKER_SITE)
-    session = get_session()
-    yield session
-    session.stop()
-    del os.environ["WORKER_LOG"], os.environ["PYTHONPATH"]
+def spark(store: Path, worker_log: Path, event_log: Path) -> Iterator[SparkSession]:
+    settings = {"enabled": "true", "dir": event_log.as_uri(), "compress": "false"}
+    defaults = "".join(f"spark.eventLog.{name} {value}\n" for name, value in settings.items())
+    (store / "spark-defaults.conf").write_text(defaults)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WORKER_LOG", str(worker_log))
+        patch.setenv("PYTHONPATH", str(WORKER_SITE))
+        patch.setenv("SPARK_CONF_DIR", str(store))
+        session = get_session()
+        yield session
+        session.stop()
 
 
 @pytest.fixture(scope="session")

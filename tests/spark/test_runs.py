@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import pandas as pd
 import pytest
 from pyspark.sql import DataFrame, SparkSession
 
@@ -293,6 +294,37 @@ def test_an_incremental_run_scores_what_is_new_or_has_changed(
     assert "--mode append has no meaning with it" in said()["error"]
 
 
+def test_a_new_copy_of_a_sampled_request_has_a_text_of_its_own(
+    model_uri: str, write_prompts: WritePrompts, read: Read, tmp_path: Path
+) -> None:
+    hot = ("--id", "id", "--temperature", "3", "--max-tokens", "12")
+    twin = SPAIN.replace("\n", "")
+    source = write_prompts([SPAIN, SPAIN, None, twin, "why? " * 5000])
+    output = str(tmp_path / "out")
+    assert score(model_uri, source, output, *hot) == 0
+    before = {row["id"]: row for row in read(output).collect()}
+
+    added = [(5, SPAIN), (6, SPAIN), (7, twin), (8, "Peru?"), (9, "Peru?"), (10, None)]
+    rows = read(source).sparkSession.createDataFrame(added, "id long, prompt string")
+    rows.write.format("delta").mode("append").save(source)
+    assert score(model_uri, source, output, *hot, "--retry-errors") == 0
+    after = {row["id"]: row for row in read(output).collect()}
+    assert len(after) == read(output).count() == 11
+    assert all(after[number] == before[number] for number in (0, 1, 3))
+    texts = [row["completion"] for row in after.values() if row["error"] is None]
+    assert len(set(texts)) == 8
+    assert after[4]["error"]["code"] == "prompt_too_long"
+
+    # the texts that the model gives when all copies are asked in one call
+    model = mlflow.pyfunc.load_model(model_uri)
+    for prompt, numbers in ((SPAIN, (0, 1, 5, 6)), (twin, (3, 7)), ("Peru?", (8, 9))):
+        at_once = model.predict(
+            pd.DataFrame({"prompt": [prompt] * len(numbers)}),
+            params={"temperature": 3.0, "max_tokens": 12},
+        )
+        assert {after[number]["completion"] for number in numbers} == set(at_once)
+
+
 def test_ids_that_name_no_row(
     spark: SparkSession, model_uri: str, said: Said, tmp_path: Path
 ) -> None:
@@ -301,7 +333,8 @@ def test_ids_that_name_no_row(
     spark.createDataFrame(rows, "id long, prompt string").write.format("delta").save(source)
     assert score(model_uri, source, output, "--id", "id") == 1
     assert said()["error"] == (
-        f"error: 20 rows of {source} share 10 values of id (0, 1, 2, 3, 4, …): an id names one row"
+        f"error: 20 rows of {source} share 10 values of id: an id names one row"
+        " (GROUP BY id HAVING count(*) > 1 finds them)"
     )
     assert score(model_uri, source, output, "--id", "nr") == 1
     assert "--id nr is not among the columns of the output" in said()["error"]

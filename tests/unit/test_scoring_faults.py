@@ -30,6 +30,11 @@ MODEL_RAISED = """org.apache.spark.api.python.PythonException: Traceback (most r
   File "worker.py", line 1, in main
 ValueError: cannot answer my secret question
 """
+QUOTED_NOTHING = """[PYTHON_EXCEPTION] Traceback (most recent call last):
+  File "model.py", line 1, in predict
+    raise Refusal(prompt)
+RuntimeError: the model raised Refusal
+ SQLSTATE: 38000"""
 OURS = MODEL_RAISED + "phi3_batch.errors.EngineError: onnxruntime-genai cannot load it"
 
 
@@ -40,6 +45,7 @@ OURS = MODEL_RAISED + "phi3_batch.errors.EngineError: onnxruntime-genai cannot l
         (WORKER_DIED_YOUNG, Fault.CRASH, "a Python worker died"),
         ("ExecutorLostFailure (executor 1 exited)", Fault.CRASH, "a Python worker died"),
         (MODEL_RAISED, Fault.RAISED, "the model raised ValueError in a Spark task"),
+        (QUOTED_NOTHING, Fault.RAISED, "the model raised Refusal in a Spark task"),
         (OURS, Fault.FATAL, "onnxruntime-genai cannot load it"),
         ("[RESULT_ROWS_MISMATCH] 3, not 2", Fault.FATAL, "another number of results than rows"),
         ("java.io.IOException: No space left on device", Fault.FATAL, "the disk is full"),

@@ -6,12 +6,18 @@ from phi3_batch.generation import GenerationParams, Request
 from phi3_batch.models.seeds import with_own_seeds
 
 WARM = GenerationParams(temperature=0.7, seed=40)
-PINNED = [1724054243662988503, 153249095614363877]  # of two copies of SPAIN
+PINNED = [2689780388435967415, 945000450585688167]  # of two copies of SPAIN
 SPAIN, FRANCE = Request((5, 6, 7), WARM), Request((5, 6, 8), WARM)
+SENT = {SPAIN.prompt_ids: "Spain?", FRANCE.prompt_ids: "France?"}
+
+
+def as_rows(requests):
+    """Each a row of its own, in which was sent what stands for its tokens."""
+    return [(SENT.get(request.prompt_ids, request.prompt_ids), [request]) for request in requests]
 
 
 def seeds(*requests):
-    return [request.params.seed for request in with_own_seeds(requests)]
+    return [request.params.seed for request in with_own_seeds(as_rows(requests))]
 
 
 def with_params(request, **params):
@@ -20,13 +26,13 @@ def with_params(request, **params):
 
 def test_nothing_but_the_seed_changes_and_the_order_stays():
     given = [SPAIN, FRANCE, SPAIN]
-    result = with_own_seeds(given)
+    result = with_own_seeds(as_rows(given))
     assert [with_params(request, seed=40) for request in result] == given
 
 
 def test_greedy_requests_are_left_alone():
     greedy = [Request((5, 6), GenerationParams(seed=9)), Request((5, 6), GenerationParams(seed=9))]
-    assert with_own_seeds(greedy) == greedy
+    assert with_own_seeds(as_rows(greedy)) == greedy
 
 
 def test_copies_of_a_request_have_seeds_of_their_own():
@@ -59,6 +65,21 @@ def test_requests_with_other_parameters_are_no_copies():
     assert seeds(longer, SPAIN, longer, SPAIN) == [first, first, second, second]
 
 
+def test_equal_tokens_of_other_texts_are_no_copies():
+    first, second = seeds(SPAIN, SPAIN)
+    rows = [("Spain?", [SPAIN]), (" Spain?", [SPAIN]), ("Spain?", [SPAIN])]
+    found = [request.params.seed for request in with_own_seeds(rows)]
+    assert found[::2] == [first, second]
+    assert found[1] not in (first, second)
+
+
+def test_choices_count_as_copies_and_rows_with_another_number_of_them_do_not():
+    first, second, third, fourth = seeds(*[SPAIN] * 4)
+    rows = [("Spain?", [SPAIN] * 2), ("Spain?", [SPAIN]), ("Spain?", [SPAIN] * 2)]
+    found = [request.params.seed for request in with_own_seeds(rows)]
+    assert found == [first, second, first, third, fourth]
+
+
 def test_seeds_fit_in_63_bits_and_are_spread_over_them():
     found = seeds(*[SPAIN] * 1000)
     assert all(0 <= seed < 2**63 for seed in found)
@@ -80,7 +101,8 @@ def test_seeds_do_not_depend_on_the_hash_seed_of_the_process():
         "from phi3_batch.generation import GenerationParams, Request\n"
         "from phi3_batch.models.seeds import with_own_seeds\n"
         "request = Request((5, 6, 7), GenerationParams(temperature=0.7, seed=40))\n"
-        "print([request.params.seed for request in with_own_seeds([request] * 2)])\n"
+        "rows = [('Spain?', [request])] * 2\n"
+        "print([request.params.seed for request in with_own_seeds(rows)])\n"
     )
     for hash_seed in ("0", "1"):
         answer = subprocess.run(
