@@ -33,12 +33,13 @@ def get_engine(
     Args:
         folder: where the model's files are now. A checkpoint is run by transformers, whatever the
             choice is.
-        manifest: the digests of its files, as taken when the model was logged.
+        manifest: the digests of its files, as taken when the model was logged; they are compared.
         logged_choice: of the runtime for an ONNX build, unless the environment has another. "auto"
             is OpenVINO, the faster one, wherever it can run the model, and else
             onnxruntime-genai.
 
     Raises:
+        InvalidModelError: a file is not the one of the manifest, or is written to meanwhile.
         EngineError: the runtime cannot load the model, or is missing.
         EnvironmentProblemError: torch or transformers is missing.
         InvalidParameterError: there is no such engine.
@@ -50,7 +51,8 @@ def get_engine(
         if _loaded is None or _loaded[0] != wanted:
             _loaded = None  # let go of the old weights before the new ones are read
             started = time.monotonic()
-            engine = _create_engine(folder, manifest, choice)
+            with manifest.checked(folder.path):
+                engine = _create_engine(folder, manifest, choice)
             _logger.info("loaded %s in %.1f s", engine.name, time.monotonic() - started)
             _loaded = wanted, engine
         return _loaded[1]

@@ -23,6 +23,7 @@ _GENERATION_CONFIG = "generation_config.json"
 _TOKENIZER = "tokenizer.json"
 _WEIGHTS = "model.safetensors"
 _WEIGHTS_INDEX = "model.safetensors.index.json"
+_ADAPTER = "adapter_config.json"
 
 _DAMAGE = (AttributeError, KeyError, TypeError, ValueError)  # when JSON is not as expected
 
@@ -83,8 +84,8 @@ class Checkpoint:
         """Check a folder and read what it says of itself.
 
         Raises:
-            InvalidModelError: files are missing or are git-LFS pointers, or the model is of
-                another type.
+            InvalidModelError: files are missing or are git-LFS pointers, the model is of another
+                type, or has an adapter.
         """
         path = Path(path)
         if not path.is_dir():
@@ -95,6 +96,12 @@ class Checkpoint:
         if config.get("model_type") != _MODEL_TYPE:
             raise InvalidModelError(
                 f"{path} holds a model of type {config.get('model_type')!r}, not {_MODEL_TYPE!r}"
+            )
+        if (path / _ADAPTER).is_file():
+            # transformers would add it where peft is installed, and nowhere else
+            raise InvalidModelError(
+                f"{path} has an adapter beside its weights: merge it into them"
+                f" (merge_and_unload of peft), or remove {_ADAPTER}"
             )
         require_file(path, _TOKENIZER)
         optional = [_GENERATION_CONFIG] if (path / _GENERATION_CONFIG).is_file() else []

@@ -2,13 +2,26 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from phi3_batch.engines import known_files
 from phi3_batch.errors import InvalidModelError
 
+# What tells one state of a file from another: device, inode, size, and when the content and the
+# inode were last changed. The last cannot be set, so it also tells of a time that was put back.
+_State = tuple[int, int, int, int, int]
+
+# For so long a file system's clock may stand still, and a change that follows another at once
+# leaves no trace in the times: of Linux's own, and of those that know times in whole seconds.
+_TICK_NS = 10**8
+_COARSE_TICK_NS = 2 * 10**9
+
+_ADVICE = "copy it again, or log the model again"
 _LFS_POINTER = b"version https://git-lfs"
 
 
@@ -38,20 +51,61 @@ class Manifest:
             files[name] = (path / name).stat().st_size, sha256
         return cls(files)
 
-    def check_sizes(self, path: Path) -> None:
-        """Compare a folder with the manifest by size, which is quick and finds copies cut short.
+    def check(self, path: Path) -> None:
+        """Compare a folder with the manifest, and digest its files unless that was done before.
+
+        Seconds for gigabytes, once on a machine: later calls find the files as they were then.
 
         Raises:
-            InvalidModelError: a file is missing or has another size.
+            InvalidModelError: a file is missing, or is not the one of the manifest.
         """
+        self._check(path)
+
+    @contextmanager
+    def checked(self, path: Path) -> Iterator[None]:
+        """Read in the ``with`` block what :meth:`check` has found to be whole.
+
+        Raises:
+            InvalidModelError: as of :meth:`check`; at the end, too, if a file was written to.
+        """
+        before = self._check(path)
+        yield
+        _require_unchanged(path, before, self._states(path))
+
+    def _check(self, path: Path) -> dict[str, _State]:
+        began_ns = time.time_ns()
+        states = self._states(path)
         for name, (size, _) in self.files.items():
-            require_file(path, name)
-            found = (path / name).stat().st_size
+            _, _, found, _, _ = states[name]
             if found != size:
                 raise InvalidModelError(
-                    f"{path / name} has {found} bytes, {size} when it was logged:"
-                    " the copy is damaged"
+                    f"{path / name} has {found} bytes, {size} when it was logged: the copy is"
+                    f" damaged, {_ADVICE}"
                 )
+        finding = hashlib.sha256(f"{self.digest} {sorted(states.items())}".encode()).hexdigest()
+        if known_files.is_known(finding):
+            return states
+        for name, (_, sha256) in self.of(path, self.files).files.items():
+            if sha256 != self.files[name][1]:
+                raise InvalidModelError(
+                    f"{path / name} is not the file that was logged (its SHA-256 is another): the"
+                    f" copy is damaged, {_ADVICE}"
+                )
+        _require_unchanged(path, states, self._states(path))
+        if all(_shows_changes(changed_ns, began_ns) for *_, changed_ns in states.values()):
+            known_files.remember(finding)
+        return states
+
+    def _states(self, path: Path) -> dict[str, _State]:
+        states = {}
+        for name in self.files:
+            require_file(path, name)
+            found = (path / name).stat()
+            states[name] = (
+                *(found.st_dev, found.st_ino, found.st_size),
+                *(found.st_mtime_ns, found.st_ctime_ns),
+            )
+        return states
 
     def to_json(self) -> str:
         """The form in which it travels with a logged model."""
@@ -59,8 +113,30 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str) -> "Manifest":
-        """Read what :meth:`to_json` wrote."""
-        return cls({name: (size, sha256) for name, (size, sha256) in json.loads(text).items()})
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        try:
+            files = json.loads(text).items()
+            return cls({name: (int(size), str(sha256)) for name, (size, sha256) in files})
+        except (AttributeError, TypeError) as error:
+            raise ValueError(f"{type(error).__name__} {error}") from error
+
+
+def _require_unchanged(
+    path: Path, before: Mapping[str, _State], after: Mapping[str, _State]
+) -> None:
+    for name, state in before.items():
+        if after[name] != state:
+            raise InvalidModelError(f"{path / name} was written to while it was read: try again")
+
+
+def _shows_changes(changed_ns: int, since_ns: int) -> bool:
+    """Whether a file that was last changed at one time would show a change after another."""
+    tick_ns = _TICK_NS if changed_ns % 10**9 else _COARSE_TICK_NS
+    return changed_ns + tick_ns < since_ns
 
 
 def total_bytes(path: Path, names: Iterable[str]) -> int:

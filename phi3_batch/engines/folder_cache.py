@@ -4,7 +4,7 @@ A folder is made once, under a lock, and appears whole or not at all. Each time 
 compared with the checksums that were taken when it was made: weights with a wrong byte in them
 would give wrong answers, and nothing else would say so. They guard against disks, not against
 people: who can write here can write checksums too. So they need not be cryptographic, which would
-take eight times as long.
+take eight times as long. Against people there is :mod:`user_folder`.
 """
 
 import hashlib
@@ -17,6 +17,8 @@ from pathlib import Path
 
 import xxhash
 from filelock import FileLock, Timeout
+
+from phi3_batch.engines.user_folder import belongs_to_us, open_private
 
 _logger = logging.getLogger(__name__)
 
@@ -48,12 +50,10 @@ class FolderCache:
             size_bytes: about what that takes.
 
         Raises:
-            OSError: the disk is full or read-only, or the place belongs to somebody else.
+            OSError: the disk is full or read-only, or others can write to the place.
         """
+        self._root = open_private(self._root)
         folder = self._root / key
-        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if self._root.stat().st_uid != os.getuid():
-            raise PermissionError(f"{self._root} belongs to another user")
         if _is_sound(folder):
             return folder
         try:
@@ -102,6 +102,9 @@ def _is_sound(folder: Path) -> bool:
     checksums = folder / _CHECKSUMS
     try:
         made = json.loads(checksums.read_text(encoding="utf-8"))
+        # others may have left it there before the place was this user's alone
+        if not all(map(belongs_to_us, [folder, checksums, *(folder / name for name in made)])):
+            return False
         if _checksums(folder, made) != made:
             return False
     except (OSError, ValueError):

@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-import platformdirs
-
 from phi3_batch.engines.files import Manifest
 from phi3_batch.engines.folder_cache import FolderCache
 from phi3_batch.engines.int4_kernel import Instructions
@@ -20,6 +18,7 @@ from phi3_batch.engines.openvino import MODEL_BIN, write_model
 from phi3_batch.engines.openvino_graph import CONVERTER_VERSION, convert
 from phi3_batch.engines.openvino_int4 import instructions_for
 from phi3_batch.engines.openvino_runtime import openvino
+from phi3_batch.engines.user_folder import places
 
 _logger = logging.getLogger(__name__)
 
@@ -33,9 +32,10 @@ def converted_model(folder: ModelFolder, manifest: Manifest) -> Iterator[Path]:
 
     Args:
         folder: the model.
-        manifest: the digests of its files.
+        manifest: the digests of its files. What is kept under them was converted of such files.
 
     Raises:
+        InvalidModelError: a file is not the one of the manifest, or is written to meanwhile.
         UnsupportedModelError: the model's graph is one that cannot be converted.
         OSError: not even a small file can be written anywhere.
     """
@@ -43,8 +43,8 @@ def converted_model(folder: ModelFolder, manifest: Manifest) -> Iterator[Path]:
     packed = instructions and instructions.name
     what = f"{manifest.digest} {CONVERTER_VERSION} {openvino.__version__} {packed=}"
     key = hashlib.sha256(what.encode()).hexdigest()[:32]
-    make = partial(_make, folder, instructions)
-    for root in _roots():
+    make = partial(_make, folder, manifest, instructions)
+    for root in places("openvino"):
         try:
             found = FolderCache(root, _LIMIT_BYTES).get(key, make, manifest.size_bytes)
         except OSError as error:
@@ -58,8 +58,11 @@ def converted_model(folder: ModelFolder, manifest: Manifest) -> Iterator[Path]:
         yield made
 
 
-def _make(folder: ModelFolder, instructions: Instructions | None, target: Path) -> None:
-    write_model(convert(folder, instructions), folder, target)
+def _make(
+    folder: ModelFolder, manifest: Manifest, instructions: Instructions | None, target: Path
+) -> None:
+    with manifest.checked(folder.path):
+        write_model(convert(folder, instructions), folder, target)
     _give_back_freed_memory()
 
 
@@ -71,12 +74,6 @@ def _give_back_freed_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
     if trim:
         trim(0)
-
-
-def _roots() -> list[Path]:
-    """Where converted models may be kept: Spark's workers often have no home to write to."""
-    temporary = Path(tempfile.gettempdir(), f"phi3_batch-openvino-{os.getuid()}")
-    return [platformdirs.user_cache_path("phi3_batch") / "openvino", temporary]
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
-from phi3_batch.engines import Checkpoint, ModelFolder
+from phi3_batch.engines import ModelFolder
 from phi3_batch.generation import Completion, GenerationParams, Request, RowError, Usage
 from phi3_batch.models.chats import Chat, parse_chat, parse_params
 from phi3_batch.models.examine import examine_rows
@@ -34,21 +34,21 @@ class ChatModel(PythonModel):
     """
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Check that the model's files are all there.
+        """Check that the model's files are those that were logged.
 
         Raises:
             InvalidModelError: a file is missing or damaged.
             InvalidParameterError: model_config has a parameter that is out of range, or the
                 environment asks for an engine that there is not.
         """
-        self._folder = self._open_folder(context)
-        self._weights = LoggedWeights.open(self._folder, context)
+        self._weights = self._open_weights(context)
+        self._folder = self._weights.folder
         config = dict(context.model_config or {})
         self._model_name = str(config.pop(MODEL_NAME_CONFIG, ""))
         self._defaults = parse_params(config, GenerationParams())
 
-    def _open_folder(self, context: PythonModelContext) -> ModelFolder | Checkpoint:
-        return ModelFolder.open(context.artifacts[MODEL_ARTIFACT])
+    def _open_weights(self, context: PythonModelContext) -> LoggedWeights:
+        return LoggedWeights.open(context, MODEL_ARTIFACT, ModelFolder.open)
 
     # MLflow makes a schema of any other type hint on model_input, and warns where there is none
     def predict(

@@ -28,7 +28,7 @@ from phi3_batch.models.weights import (
 CHAT_TASK = "llm/v1/chat"
 
 # What the models import when they are loaded. torch is not among the ONNX models', and must not be.
-_PACKAGES = ("mlflow", "tokenizers", "pandas", "numpy")
+_PACKAGES = ("mlflow", "tokenizers", "pandas", "numpy", "platformdirs")
 _ONNX_PACKAGES = (
     *_PACKAGES,
     "filelock",
@@ -36,7 +36,6 @@ _ONNX_PACKAGES = (
     "onnxruntime",
     "onnxruntime-genai",
     "openvino-genai",
-    "platformdirs",
     "xxhash",
 )
 _PIPELINE_PACKAGES = (*_PACKAGES, "torch", "transformers")

@@ -14,7 +14,7 @@ from phi3_batch.engines import Checkpoint
 from phi3_batch.engines.checkpoint import require_torch
 from phi3_batch.errors import InvalidParameterError
 from phi3_batch.models.chat import ChatModel
-from phi3_batch.models.weights import CHECKPOINT_ARTIFACT
+from phi3_batch.models.weights import CHECKPOINT_ARTIFACT, LoggedWeights
 
 # transformers' names of generation parameters, and ours
 _NAMES = {
@@ -33,9 +33,9 @@ _TRANSFORMERS_TOP_K = 50
 class PipelineModel(ChatModel):
     """Answers chats as :class:`~phi3_batch.models.chat.ChatModel`, by torch and transformers."""
 
-    def _open_folder(self, context: PythonModelContext) -> Checkpoint:
+    def _open_weights(self, context: PythonModelContext) -> LoggedWeights:
         require_torch()  # here, so that a job hears of it before its first row
-        return Checkpoint.open(context.artifacts[CHECKPOINT_ARTIFACT])
+        return LoggedWeights.open(context, CHECKPOINT_ARTIFACT, Checkpoint.open)
 
 
 def params_from_transformers(config: Mapping[str, Any]) -> dict[str, Any]:

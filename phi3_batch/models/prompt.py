@@ -35,14 +35,14 @@ class PromptModel(PythonModel):
     """
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Check that the model's files are all there.
+        """Check that the model's files are those that were logged.
 
         Raises:
             InvalidModelError: a file is missing or damaged.
             InvalidParameterError: the environment asks for an engine that there is not.
         """
-        self._folder = ModelFolder.open(context.artifacts[MODEL_ARTIFACT])
-        self._weights = LoggedWeights.open(self._folder, context)
+        self._weights = LoggedWeights.open(context, MODEL_ARTIFACT, ModelFolder.open)
+        self._folder = self._weights.folder
 
     # MLflow makes a schema of any other type hint on model_input, and warns where there is none
     def predict(

@@ -1,16 +1,22 @@
 """What a logged model carries: its weights, their digests, and which engine is to run them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from mlflow.pyfunc.model import PythonModelContext
 
 from phi3_batch.engines import Checkpoint, Engine, Manifest, ModelFolder, choose, get_engine
+from phi3_batch.engines.base import first_line
+from phi3_batch.errors import InvalidModelError
 
 MODEL_ARTIFACT = "phi3-mini-onnx"
 CHECKPOINT_ARTIFACT = "checkpoint"
 MANIFEST_ARTIFACT = "manifest"
 ENGINE_ARTIFACT = "engine"
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,17 +34,35 @@ class LoggedWeights:
     engine_choice: str
 
     @classmethod
-    def open(cls, folder: ModelFolder | Checkpoint, context: PythonModelContext) -> "LoggedWeights":
-        """Check a model's files against what was logged.
+    def open(
+        cls,
+        context: PythonModelContext,
+        artifact: str,
+        open_folder: Callable[[str], ModelFolder | Checkpoint],
+    ) -> "LoggedWeights":
+        """Check a model's files against what was logged; seconds for gigabytes, once on a machine.
+
+        Args:
+            context: where MLflow has put the model's artifacts.
+            artifact: the one that is the folder of the weights.
+            open_folder: opens it.
 
         Raises:
             InvalidModelError: a file is missing or damaged.
             InvalidParameterError: the environment asks for an engine that there is not.
         """
-        manifest = Manifest.from_json(_read(context, MANIFEST_ARTIFACT))
-        manifest.check_sizes(folder.path)
-        logged = _read(context, ENGINE_ARTIFACT) if ENGINE_ARTIFACT in context.artifacts else "auto"
+        manifest = _read(context, MANIFEST_ARTIFACT, Manifest.from_json)
+        path = context.artifacts[artifact]
+        manifest.check(Path(path))  # first: what is damaged may look like anything
+        has_engine = ENGINE_ARTIFACT in context.artifacts
+        logged = _read(context, ENGINE_ARTIFACT, str) if has_engine else "auto"
         choose(logged)  # now, so that a job hears of a wrong name before its first row
+        folder = open_folder(path)
+        if unknown := sorted(set(folder.files) - set(manifest.files)):
+            raise InvalidModelError(
+                f"{folder.path / unknown[0]} was not there when the model was logged: the copy is"
+                " damaged, copy it again, or log the model again"
+            )
         return cls(folder, manifest, logged)
 
     def engine(self) -> Engine:
@@ -56,5 +80,11 @@ class LoggedWeights:
         return self.folder.memory_bytes(tokens, choose(self.engine_choice))
 
 
-def _read(context: PythonModelContext, artifact: str) -> str:
-    return Path(context.artifacts[artifact]).read_text(encoding="utf-8")
+def _read(context: PythonModelContext, artifact: str, parse: Callable[[str], _T]) -> _T:
+    file = Path(context.artifacts[artifact])
+    try:
+        return parse(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InvalidModelError(
+            f"{file} is damaged ({first_line(error)}): copy it again, or log the model again"
+        ) from error

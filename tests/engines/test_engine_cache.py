@@ -11,7 +11,12 @@ from phi3_batch.engines import ModelFolder, cache, get_engine, openvino, openvin
 from phi3_batch.engines.choice import ENGINE_VARIABLE
 from phi3_batch.engines.int4_kernel import AMX, AVX2
 from phi3_batch.engines.openvino import MODEL_BIN, MODEL_XML, OpenVINOEngine
-from phi3_batch.errors import EngineError, InvalidParameterError, UnsupportedModelError
+from phi3_batch.errors import (
+    EngineError,
+    InvalidModelError,
+    InvalidParameterError,
+    UnsupportedModelError,
+)
 
 OPENVINO, ONNXRUNTIME = "openvino-genai ", "onnxruntime-genai "
 
@@ -35,7 +40,7 @@ def nothing_loaded(monkeypatch):
 @pytest.fixture
 def cache_root(monkeypatch, tmp_path):
     """Where converted models are kept, with none in it yet."""
-    monkeypatch.setattr(openvino_cache, "_roots", lambda: [tmp_path / "cache"])
+    monkeypatch.setattr(openvino_cache, "places", lambda _: [tmp_path / "cache"])
     return tmp_path / "cache"
 
 
@@ -221,11 +226,69 @@ def test_a_damaged_converted_model_is_repaired_with_one_line(
     ]
 
 
+def test_a_cache_that_others_can_write_to_is_left_alone_with_one_line(
+    monkeypatch, caplog, tmp_path, tiny_folder
+):
+    shared, own = tmp_path / "shared", tmp_path / "own"
+    shared.mkdir()
+    shared.chmod(0o777)  # as XDG_CACHE_HOME=/tmp/x may be
+    monkeypatch.setattr(openvino_cache, "places", lambda _: [shared / "phi3_batch", own])
+    with openvino_cache.converted_model(tiny_folder, tiny_folder.read_manifest()) as path:
+        assert path.parent == own
+    assert caplog.messages == [
+        f"nothing is kept in {shared}, for others can write to it;"
+        " XDG_CACHE_HOME or TMPDIR names another place"
+    ]
+
+
+def damage(file):
+    """Turn bytes over, and leave the size and the time of the last change as they were."""
+    before, content = file.stat(), bytearray(file.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 1000] = (byte ^ 0x55 for byte in content[middle : middle + 1000])
+    file.write_bytes(content)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize("choice", ["openvino", "onnxruntime-genai"])
+@pytest.mark.usefixtures("cache_root")
+def test_damaged_weights_are_refused_and_no_conversion_of_them_is_kept(
+    monkeypatch, tiny_folder, build, samples, requests_of_samples, choice
+):
+    logged = tiny_folder.read_manifest()
+    damage(build / "model.onnx.data")
+    with pytest.raises(InvalidModelError, match=r"model\.onnx\.data is not the file"):
+        get_engine(ModelFolder.open(build), logged, choice)
+    answers = get_engine(tiny_folder, logged, choice).generate(requests_of_samples[:20])
+    assert [answer.text for answer in answers] == [sample.answer for sample in samples[:20]]
+
+
+@pytest.mark.parametrize("restored", [False, True])
+def test_weights_that_change_while_they_are_converted_are_not_kept(
+    monkeypatch, cache_root, tiny_folder, build, restored
+):
+    convert, data = openvino_cache.convert, build / "model.onnx.data"
+    good = data.read_bytes()
+
+    def convert_what_changes(*arguments):
+        damage(data)
+        try:
+            return convert(*arguments)
+        finally:
+            if restored:
+                data.write_bytes(good)
+
+    monkeypatch.setattr(openvino_cache, "convert", convert_what_changes)
+    with pytest.raises(InvalidModelError, match=r"model\.onnx\.data was written to while"):
+        get_engine(ModelFolder.open(build), tiny_folder.read_manifest(), "openvino")
+    assert list(cache_root.glob("*/")) == []
+
+
 def test_a_disk_that_takes_nothing_leaves_the_model_in_memory(
     monkeypatch, caplog, tmp_path, tiny_folder, samples, requests_of_samples
 ):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(openvino_cache, "_roots", lambda: [tmp_path / "file" / "cache"])
+    monkeypatch.setattr(openvino_cache, "places", lambda _: [tmp_path / "file" / "cache"])
     before = set(Path("/dev/shm").iterdir())
     answers = load(tiny_folder.path, "openvino").generate(requests_of_samples[:20])
     assert [answer.text for answer in answers] == [sample.answer for sample in samples[:20]]

@@ -600,5 +600,6 @@ def test_a_copy_cut_short_is_refused_when_it_is_loaded(copy_of_model):
     with pytest.raises(InvalidModelError) as error:
         mlflow.pyfunc.load_model(str(copy_of_model))
     assert str(error.value) == (
-        f"{data} has 1000 bytes, 2454272 when it was logged: the copy is damaged"
+        f"{data} has 1000 bytes, 2454272 when it was logged:"
+        " the copy is damaged, copy it again, or log the model again"
     )

@@ -1,5 +1,6 @@
 """The pipeline model: the checkpoint as it is, asked and answering as the chat model."""
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,20 @@ def test_what_is_logged(pipeline_info: ModelInfo) -> None:
     assert "onnxruntime" not in requirements
     artifacts = pipeline_info.flavors["python_function"]["artifacts"]
     assert set(artifacts) == {"checkpoint", "manifest"}
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_checkpoint_with_a_wrong_byte_is_refused_when_it_is_loaded(
+    pipeline_info: ModelInfo, tmp_path: Path, name: str
+) -> None:
+    logged = Path(mlflow.artifacts.download_artifacts(pipeline_info.model_uri))
+    copy = Path(shutil.copytree(logged, tmp_path / "model"))
+    [file] = copy.rglob(name)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(InvalidModelError, match=f"^{file} is not the file that was logged"):
+        mlflow.pyfunc.load_model(str(copy))
 
 
 def test_beside_it_is_the_plain_one_for_mlflow_transformers(

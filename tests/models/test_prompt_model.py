@@ -310,7 +310,8 @@ def test_a_copy_cut_short_is_refused_when_it_is_loaded(copy_of_model):
     with pytest.raises(InvalidModelError) as error:
         mlflow.pyfunc.load_model(str(copy_of_model))
     assert str(error.value) == (
-        f"{data} has 1000 bytes, 2454272 when it was logged: the copy is damaged"
+        f"{data} has 1000 bytes, 2454272 when it was logged:"
+        " the copy is damaged, copy it again, or log the model again"
     )
 
 
@@ -318,4 +319,41 @@ def test_a_copy_without_its_tokenizer_is_refused_when_it_is_loaded(copy_of_model
     [tokenizer] = copy_of_model.rglob("tokenizer.json")
     tokenizer.unlink()
     with pytest.raises(InvalidModelError, match=r"has no tokenizer\.json"):
+        mlflow.pyfunc.load_model(str(copy_of_model))
+
+
+@pytest.mark.parametrize("name", ["genai_config.json", "tokenizer.json", "model.onnx.data"])
+def test_a_copy_with_a_wrong_byte_is_refused_when_it_is_loaded(copy_of_model, name):
+    [file] = copy_of_model.rglob(name)
+    content = bytearray(file.read_bytes())
+    content[0] ^= 1  # no JSON any more, and yet the line says what happened
+    file.write_bytes(content)
+    with pytest.raises(InvalidModelError, match=f"^{file} is not the file that was logged"):
+        mlflow.pyfunc.load_model(str(copy_of_model))
+
+
+def test_a_copy_that_is_damaged_when_it_is_loaded_already_gives_no_answer(
+    copy_of_model, engines_loaded
+):
+    model = mlflow.pyfunc.load_model(str(copy_of_model))
+    [data] = copy_of_model.rglob("model.onnx.data")
+    data.write_bytes(bytes(data.stat().st_size))
+    with pytest.raises(InvalidModelError, match=f"^{data} is not the file that was logged"):
+        model.predict({"prompt": SPAIN_PROMPT})
+    assert engines_loaded == []
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"genai_config.json": 1}'])
+def test_a_damaged_manifest_is_named(copy_of_model, text):
+    [manifest] = copy_of_model.rglob("manifest.json")
+    manifest.write_text(text, encoding="utf-8")
+    with pytest.raises(InvalidModelError, match=f"^{manifest} is damaged") as error:
+        mlflow.pyfunc.load_model(str(copy_of_model))
+    assert str(error.value).endswith(": copy it again, or log the model again")
+
+
+def test_a_manifest_that_leaves_files_out_is_no_way_round(copy_of_model):
+    [manifest] = copy_of_model.rglob("manifest.json")
+    manifest.write_text("{}", encoding="utf-8")
+    with pytest.raises(InvalidModelError, match="was not there when the model was logged"):
         mlflow.pyfunc.load_model(str(copy_of_model))

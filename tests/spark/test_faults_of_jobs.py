@@ -1,8 +1,10 @@
 """Faults that need no other process: files that are gone, and a model that hangs."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import mlflow
 import pytest
 from pyspark.sql import DataFrame, SparkSession
 
@@ -11,6 +13,7 @@ from phi3_batch.models.wrap import wrap_pipeline
 from phi3_batch.scoring import udf
 from phi3_batch.scoring.batch import Budget, Progress, run_scoring
 from phi3_batch.scoring.chunks import ScoredChunk
+from phi3_batch.scoring.model import ScoringModel
 from phi3_batch.scoring.plan import ScoreOptions, plan_scoring
 from phi3_batch.scoring.tables import Location
 from tests.spark.test_other_models import log
@@ -72,6 +75,29 @@ def test_an_input_that_is_vacuumed_ends_the_run_with_what_is_done(
         raised.value
     )
     assert there.select("request_id").distinct().count() == there.count() > 0
+
+
+def test_a_copy_that_is_damaged_on_its_way_to_the_workers_ends_the_job(
+    model_uri: str,
+    write_prompts: WritePrompts,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    logged = mlflow.artifacts.download_artifacts(model_uri)
+    copy = Path(shutil.copytree(logged, tmp_path / "model"))
+    [data] = copy.rglob("model.onnx.data")
+
+    def damaged_udf(spark: SparkSession, model: ScoringModel) -> udf.ModelUdf:
+        data.write_bytes(bytes(data.stat().st_size))
+        return udf.model_udf(spark, model)
+
+    monkeypatch.setattr("phi3_batch.scoring.plan.model_udf", damaged_udf)  # the driver has loaded
+    assert score(str(copy), write_prompts([SPAIN]), str(tmp_path / "out")) == 1
+    [line] = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "model.onnx.data is not the file that was logged" in line
+    assert line.endswith("copy it again, or log the model again; the output is as it was")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_row_that_hangs_is_found_and_costs_no_other(

@@ -1,6 +1,7 @@
 """A job that cannot work ends before the first row: exit code 1, one line, nothing written."""
 
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -143,6 +144,19 @@ def test_models_that_are_not_there(fails_with: FailsWith, source: str) -> None:
         "nonsense",
     ):
         assert fails_with(source, model=uri).startswith(f"no model {uri} in sqlite:///"), uri
+
+
+def test_weights_that_are_not_what_was_logged(
+    fails_with: FailsWith, source: str, model_uri: str, tmp_path: Path
+) -> None:
+    logged = mlflow.artifacts.download_artifacts(model_uri)
+    copy = Path(shutil.copytree(logged, tmp_path / "model"))
+    [data] = copy.rglob("model.onnx.data")
+    data.write_bytes(bytes(data.stat().st_size))
+    assert fails_with(source, model=str(copy)) == (
+        f"{copy} cannot be loaded: {data} is not the file that was logged (its SHA-256 is"
+        " another): the copy is damaged, copy it again, or log the model again"
+    )
 
 
 def test_a_model_that_takes_something_else(fails_with: FailsWith, source: str) -> None:

@@ -83,6 +83,14 @@ def test_other_files_of_the_folder_do_not_matter(folder):
     assert Checkpoint.open(folder).files == FILES
 
 
+def test_an_adapter_that_only_some_machines_would_load_is_refused(folder):
+    (folder / "adapter_config.json").write_text("{}", encoding="utf-8")
+    assert refusal(folder) == (
+        f"{folder} has an adapter beside its weights: merge it into them (merge_and_unload of"
+        " peft), or remove adapter_config.json"
+    )
+
+
 def test_a_manifest_holds_every_file_of_the_model(folder):
     manifest = Checkpoint.open(folder).read_manifest()
     assert {name: size for name, (size, _) in manifest.files.items()} == {

@@ -146,6 +146,30 @@ def test_a_place_of_somebody_else_is_not_trusted(cache, monkeypatch):
         cache.get("key", Maker(), SIZE)
 
 
+def test_a_folder_that_others_could_have_made_is_not_used(cache, root):
+    planted = cache.get("key", Maker(b"planted"), SIZE)
+    planted.rename(root.parent / "elsewhere")
+    planted.symlink_to(root.parent / "elsewhere")
+    with pytest.raises(OSError, match="symbolic link"):
+        cache.get("key", Maker(), SIZE)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="gives files to another user")
+@pytest.mark.parametrize("name", [".", "weights", folder_cache._CHECKSUMS])
+def test_a_folder_that_others_have_made_is_made_again(cache, name):
+    make = Maker()
+    planted = cache.get("key", Maker(b"planted"), SIZE)
+    os.chown(planted / name, 12345, -1)
+    assert (cache.get("key", make, SIZE) / "weights").read_bytes() == make.content
+
+
+def test_a_place_that_others_can_write_to_is_not_used(cache, root):
+    cache.get("key", Maker(b"planted"), SIZE)
+    root.chmod(0o777)
+    with pytest.raises(PermissionError, match="others can write to it"):
+        cache.get("key", Maker(), SIZE)
+
+
 def test_a_lock_that_nobody_releases_is_an_os_error(cache, root, monkeypatch):
     monkeypatch.setattr(folder_cache, "_LOCK_TIMEOUT_S", 0.1)
     root.mkdir()

@@ -226,26 +226,10 @@ def test_a_digest_changes_with_any_byte(build, name):
     assert folder.read_manifest().digest != before
 
 
-def test_a_whole_copy_passes_the_check_of_sizes(build, tiny_folder):
-    tiny_folder.read_manifest().check_sizes(build)
-
-
-def test_a_copy_cut_short_is_found_by_its_size(build, tiny_folder):
-    data = build / "model.onnx.data"
-    data.write_bytes(data.read_bytes()[:1000])
-    with pytest.raises(InvalidModelError) as error:
-        tiny_folder.read_manifest().check_sizes(build)
-    assert str(error.value) == (
-        f"{data} has 1000 bytes, 2454272 when it was logged: the copy is damaged"
-    )
-
-
-def test_a_file_lost_since_it_was_logged_is_found(build):
-    folder = ModelFolder.open(build)
-    manifest = folder.read_manifest()
-    (build / "tokenizer.json").unlink()
-    with pytest.raises(InvalidModelError, match=r"has no tokenizer\.json"):
-        manifest.check_sizes(build)
+@pytest.mark.parametrize("text", ["{", "[]", '{"a": 1}', '{"a": [1]}', '{"a": ["x", "y"]}', "null"])
+def test_what_is_no_manifest_is_a_value_error(text):
+    with pytest.raises(ValueError):  # noqa: PT011  # json's own, and others
+        Manifest.from_json(text)
 
 
 def test_the_manifest_is_plain_json(build):
