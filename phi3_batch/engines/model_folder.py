@@ -23,6 +23,7 @@ from phi3_batch.text import Tokenizer
 _MODEL_TYPE = "phi3"
 _CONFIG = "genai_config.json"
 _TOKENIZER = "tokenizer.json"
+_GRAPH = 2  # its place among the files
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,11 @@ class ModelFolder:
     def limits(self) -> Limits:
         """What requests have to keep to."""
         return Limits(self.context_length, self.vocab_size)
+
+    @property
+    def graph(self) -> Path:
+        """The ONNX file."""
+        return self.path / self.files[_GRAPH]
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

@@ -13,6 +13,7 @@ import numpy as np
 import onnxruntime_genai as og
 
 from phi3_batch.engines.base import CompletionBuilder, Engine, first_line
+from phi3_batch.engines.longrope import find_switch
 from phi3_batch.engines.memory import SMALLEST_CAPACITY, cache_capacity
 from phi3_batch.engines.model_folder import ModelFolder
 from phi3_batch.engines.order import by_prefix, common_prefix_length
@@ -27,6 +28,11 @@ og.disable_telemetry_events()  # prompts are people's data: nothing leaves the m
 
 class OnnxRuntimeGenAIEngine(Engine):
     """Runs the int4 ONNX build of a Phi-3 model with onnxruntime-genai.
+
+    A text that passes a LongRoPE model's switch is read a second time there, whole: the keys in its
+    KV cache are rotated by the factors of short texts, and the model goes on with those of long
+    ones. (onnxruntime-genai itself does so in ``generate_next_token``, at 4,097 tokens whatever
+    the model says; Phi3ForCausalLM of transformers does too.)
 
     Args:
         folder: the model.
@@ -46,6 +52,7 @@ class OnnxRuntimeGenAIEngine(Engine):
         self.tokenizer = folder.tokenizer
         self.limits = folder.limits
         self._end_token_ids = frozenset(folder.end_token_ids)
+        self._switch = find_switch(folder.graph)
         self._keep_prefix = keep_prefix
         # two threads of a serving process must not write into one KV cache
         self._lock = threading.Lock()
@@ -57,13 +64,18 @@ class OnnxRuntimeGenAIEngine(Engine):
             raise EngineError(f"{self.name} cannot load {folder.path}: {error}") from error
         self._generator: og.Generator | None = None
         self._kept_ids: tuple[int, ...] = ()  # whose KV cache the generator holds
+        self._kept_long = False  # whether their keys are those of a text beyond the switch
         self._capacity = SMALLEST_CAPACITY
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        """Answer requests one after another, those with equal beginnings next to each other."""
+        """Answer requests one after another, those with equal beginnings next to each other.
+
+        Those beyond a LongRoPE model's switch come last, for they share nothing with the others.
+        """
         completions: list[Completion | None] = [None] * len(requests)
+        order = sorted(by_prefix(requests), key=lambda index: self._length_class(requests[index]))
         with self._lock:
-            for index in by_prefix(requests):
+            for index in order:
                 completions[index] = self._answer(requests[index])
         return [completion for completion in completions if completion is not None]
 
@@ -90,11 +102,18 @@ class OnnxRuntimeGenAIEngine(Engine):
             token_id = choose_token(generator.get_logits()[0, -1], request.params, rng)
             if not builder.add(token_id):
                 return builder.build()
-            generator.append_tokens(np.array([token_id], dtype=np.int32))
+            if generator.token_count() == self._switch:
+                unread = np.append(generator.get_sequence(0), token_id)
+                generator.rewind_to(0)
+                self._kept_long = True
+            else:
+                unread = np.array([token_id])
+            generator.append_tokens(unread.astype(np.int32))
 
     def _prefill(self, prompt_ids: tuple[int, ...], max_tokens: int) -> og.Generator:
         """A generator that has read the prompt, from where it differs from the last one on."""
         needed = len(prompt_ids) + max_tokens
+        is_long = self._is_long(len(prompt_ids))
         if self._generator is None or needed > self._capacity:
             self._forget()
             self._capacity = cache_capacity(needed, self.limits.context_length)
@@ -106,12 +125,24 @@ class OnnxRuntimeGenAIEngine(Engine):
             # one before it too, for the runtime reads a single token in another way, and the
             # logits differ a little: a text must not depend on what was read before.
             kept = common_prefix_length(self._kept_ids, prompt_ids[:-2])
-            self._kept_ids = prompt_ids[: kept if self._keep_prefix else 0]
+            usable = self._keep_prefix and self._kept_long == is_long
+            self._kept_ids = prompt_ids[: kept if usable else 0]
             self._generator.rewind_to(len(self._kept_ids))
         unread = prompt_ids[len(self._kept_ids) :]
         self._generator.append_tokens(np.array(unread, dtype=np.int32))
-        self._kept_ids = prompt_ids
+        self._kept_ids, self._kept_long = prompt_ids, is_long
         return self._generator
+
+    def _is_long(self, tokens: int) -> bool:
+        """Whether a text of so many tokens is beyond the switch."""
+        return self._switch is not None and tokens > self._switch
+
+    def _length_class(self, request: Request) -> int:
+        """0 for a text that stays short, 1 for one that may become long, 2 for a long prompt."""
+        length = len(request.prompt_ids)
+        # what is read: the last token of an answer is not
+        most = length + self.limits.max_new_tokens(request) - 1
+        return self._is_long(length) + self._is_long(most)
 
     def _forget(self) -> None:
         """Drop the generator and its KV cache."""

@@ -70,10 +70,9 @@ def convert(folder: ModelFolder, instructions: Instructions | None = None) -> op
 
 
 def _convert(folder: ModelFolder, instructions: Instructions | None) -> openvino.Model:
-    graph = next((name for name in folder.files if name.endswith(".onnx")), "")
     core = openvino.Core()
     core.add_extension(read_quantized_embedding)
-    model = core.read_model(folder.path / graph)
+    model = core.read_model(folder.graph)
     layers = _find_attention(model, folder)
     inputs = _Inputs.of(model)
     masks = {window: _mask(inputs, window) for window in {layer.window for layer in layers}}

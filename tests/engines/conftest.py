@@ -14,6 +14,7 @@ from phi3_batch.engines.openvino import OpenVINOEngine, write_model
 from phi3_batch.engines.openvino_graph import convert
 from phi3_batch.engines.openvino_int4 import instructions_for
 from phi3_batch.generation import Completion, GenerationParams, Request
+from tests.engines.random_builds import build_all
 
 SPAIN = "What is the capital of Spain?"
 FRANCE = "What is the capital of France?"
@@ -106,6 +107,14 @@ def nonsense(tiny_folder: ModelFolder) -> Callable[[int], tuple[int, ...]]:
     assert len(ids) > 4096
 
     return lambda length: ids[:length]
+
+
+@pytest.fixture(scope="session")
+def builds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small models of random weights, each in a folder by its name."""
+    root = tmp_path_factory.mktemp("builds")
+    build_all(root)
+    return root
 
 
 @pytest.fixture
