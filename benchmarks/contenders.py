@@ -4,7 +4,6 @@ All of them have the model of random_phi3.py in int4 with blocks of 32, decode g
 token ids. Every class is made in a process of its own, so it imports what it needs by itself.
 """
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,11 +14,12 @@ from random_phi3 import END_ID
 from workloads import Row
 
 from phi3_batch.engines import Engine, ModelFolder
+from phi3_batch.machine import processors
 
 if TYPE_CHECKING:
     from openvino_genai import ContinuousBatchingPipeline
 
-THREADS = len(os.sched_getaffinity(0))
+THREADS = processors()
 # openvino_genai's, raw: a cache that Q does not fill, and the rest as it is by default
 CACHE_GB = 4
 LLAMA_CPP_SLOTS = 32

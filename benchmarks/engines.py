@@ -25,6 +25,8 @@ from random_phi3 import HERE, random_phi3
 from rich.console import Console
 from workloads import workload
 
+from phi3_batch.machine import processors
+
 NAIVE, ONNX, OPENVINO = "the naive loop", "our onnxruntime-genai", "our OpenVINO"
 RAW, LLAMA = "openvino_genai, raw", "llama.cpp Q4_0"
 ONNX_SCRATCH, OPENVINO_SCRATCH = f"{ONNX}, prefix not kept", f"{OPENVINO}, no prefix caching"
@@ -109,7 +111,7 @@ def machine() -> str:
     text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     name = re.search(r"^model name\s*: (.*)$", text, re.MULTILINE)
     flags = [flag for flag in ("amx_int8", "amx_bf16", "avx512_vnni", "avx2") if flag in text]
-    cores = len(os.sched_getaffinity(0))
+    cores = processors()
     return f"{cores} cores, {name[1] if name else '?'} ({', '.join(flags)})"
 
 

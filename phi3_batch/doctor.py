@@ -10,6 +10,7 @@ from packaging.requirements import Requirement
 
 from phi3_batch.environment import check_java, check_python
 from phi3_batch.errors import EnvironmentProblemError, Phi3BatchError
+from phi3_batch.machine import processors
 
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 # resident size of Phi-3-mini's int4 build while OpenVINO runs it: 5.4 GB, and 1.6 GB of KV cache
@@ -31,7 +32,7 @@ def check_all() -> Iterator[Finding]:
     java = _try("java", lambda: str(check_java()))
     yield java
     yield _try("packages", _packages)
-    yield _try("processors", lambda: f"{len(os.sched_getaffinity(0))} for this process")
+    yield _try("processors", lambda: f"{processors()} for this process")
     yield _try("memory", _memory)
     yield _try("model store", _model_store)
     yield _try("delta", _delta) if java.ok else Finding("delta", False, "not tried without Java")

@@ -28,6 +28,7 @@ from pyspark.sql import SparkSession
 
 from phi3_batch.environment import check_java
 from phi3_batch.errors import EnvironmentProblemError
+from phi3_batch.machine import processors
 
 _DEFAULTS = {
     "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
@@ -157,21 +158,28 @@ class JobPool:
 def _submitted_session() -> SparkSession:
     SparkContext._ensure_initialized()  # connects to the JVM, whose configuration is the given one
     builder = SparkSession.builder.appName(_APP_NAME)
-    for key, value in settings_to_add(dict(SparkConf().getAll())).items():
+    # asked, for a JVM does not see each limit that `processors` does
+    jvm: Any = SparkContext._jvm
+    seen = jvm.java.lang.Runtime.getRuntime().availableProcessors()
+    for key, value in settings_to_add(dict(SparkConf().getAll()), seen).items():
         builder = builder.config(key, value)
     return builder.getOrCreate()
 
 
-def settings_to_add(given: Mapping[str, str]) -> dict[str, str]:
+def settings_to_add(given: Mapping[str, str], jvm_processors: int) -> dict[str, str]:
     """What a session under spark-submit needs besides the configuration that was given.
 
     What was given is never changed. One task at a time with all of an executor's cores is what
     keeps one copy of the weights there.
+
+    Args:
+        given: Spark's configuration.
+        jvm_processors: that the driver's JVM sees: the slots of the master ``local[*]``.
     """
     settings = dict(_DEFAULTS)
-    master = given.get("spark.master", "")
-    if master.startswith("local"):
-        settings |= _local_settings(master)
+    slots = _local_slots(given.get("spark.master", ""), jvm_processors)
+    if slots:
+        settings |= _local_settings(slots)
     elif "spark.executor.cores" in given:
         settings["spark.task.cpus"] = given["spark.executor.cores"]
     return {key: value for key, value in settings.items() if key not in given}
@@ -179,9 +187,9 @@ def settings_to_add(given: Mapping[str, str]) -> dict[str, str]:
 
 def _local_session() -> SparkSession:
     check_java()
-    cores = len(os.sched_getaffinity(0))
-    builder = SparkSession.builder.appName(_APP_NAME).master(f"local[{cores}]")
-    for key, value in (_DEFAULTS | _local_settings(f"local[{cores}]")).items():
+    slots = processors()
+    builder = SparkSession.builder.appName(_APP_NAME).master(f"local[{slots}]")
+    for key, value in (_DEFAULTS | _local_settings(slots)).items():
         builder = builder.config(key, value)
     builder = builder.config("spark.jars.excludes", ",".join(_SPARK_HAS))
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
@@ -198,16 +206,25 @@ def _local_session() -> SparkSession:
         os.close(handle)
 
 
-def _local_settings(master: str) -> dict[str, str]:
-    cores = re.fullmatch(r"local\[(\d+)(?:,\s*\d+)?\]", master)
-    count = cores.group(1) if cores else ("1" if master == "local" else str(os.cpu_count()))
+def _local_slots(master: str, jvm_processors: int) -> int | None:
+    """How many tasks of one processor a local master runs at a time; None for a cluster's."""
+    if master == "local":
+        return 1
+    # Spark's own forms; with the number of tries that a task has, or without
+    found = re.fullmatch(r"local\[(\*|[0-9]+)\s*(?:,\s*[0-9]+)?\]", master)
+    if found is None:
+        return None
+    return jvm_processors if found[1] == "*" else int(found[1])
+
+
+def _local_settings(slots: int) -> dict[str, str]:
     return {
         # one task at a time with all processors: one copy of the weights, one big batch
-        "spark.task.cpus": count,
+        "spark.task.cpus": str(slots),
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": "false",
         # small tables: Spark's and Delta's defaults are made for hundreds of partitions
-        "spark.sql.shuffle.partitions": str(2 * int(count)),
+        "spark.sql.shuffle.partitions": str(2 * slots),
         "spark.databricks.delta.snapshotPartitions": "2",
         # works on a laptop whose host name resolves to nothing, or to a VPN
         "spark.driver.host": "localhost",

@@ -4,7 +4,7 @@ import sys
 import onnxruntime_genai as og
 import pytest
 
-from phi3_batch.engines import Limits, ModelFolder
+from phi3_batch.engines import Limits, ModelFolder, threads
 from phi3_batch.engines.onnxruntime_genai import OnnxRuntimeGenAIEngine
 from phi3_batch.errors import EngineError, RowErrorCode
 from phi3_batch.generation import GenerationParams, Request, Usage
@@ -167,6 +167,7 @@ def test_the_threads_of_the_environment_reach_the_runtime(monkeypatch, tiny_fold
             super().overlay(text)
 
     monkeypatch.setattr(og, "Config", WatchedConfig)
+    monkeypatch.setattr(threads, "processors", lambda: 4)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     OnnxRuntimeGenAIEngine(tiny_folder)
     assert overlays == ['{"model": {"decoder": {"session_options": {"intra_op_num_threads": 3}}}}']

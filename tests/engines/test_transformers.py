@@ -11,7 +11,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from phi3_batch.engines import Checkpoint, Limits, cache, get_engine
+from phi3_batch.engines import Checkpoint, Limits, cache, get_engine, threads
 from phi3_batch.engines import transformers as module
 from phi3_batch.engines.transformers import TransformersEngine
 from phi3_batch.errors import EngineError, EnvironmentProblemError, InvalidModelError, RowErrorCode
@@ -454,6 +454,7 @@ def test_a_wrong_number_of_threads_is_refused_before_the_model_is_loaded(monkeyp
 def test_the_threads_of_the_environment_reach_torch(monkeypatch):
     counts = []
     monkeypatch.setattr(torch, "set_num_threads", counts.append)
+    monkeypatch.setattr(threads, "processors", lambda: 4)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     TransformersEngine(Checkpoint.open(TINY_CHECKPOINT))
     TransformersEngine(Checkpoint.open(TINY_CHECKPOINT), threads=1)

@@ -107,9 +107,9 @@ class Workplace:
         while len(asked_in_tasks(self.asked_log)) < enough and not job.ends_within(0.05):
             pass
 
-    def start(self, *arguments: str | Path, behind: Sequence[str] = (), **variables: str) -> "Job":
-        """Start ``phi3-batch score``, perhaps behind another command, with more variables."""
-        command = [*behind, sys.executable, "-m", "phi3_batch", "score", *map(str, arguments)]
+    def start(self, *arguments: str | Path, **variables: str) -> "Job":
+        """Start ``phi3-batch score``, with more variables."""
+        command = [sys.executable, "-m", "phi3_batch", "score", *map(str, arguments)]
         return self.start_command(command, **variables)
 
     def start_command(self, command: Sequence[str], **variables: str) -> "Job":

@@ -3,11 +3,14 @@
 import os
 import re
 import signal
+import sys
+from pathlib import Path
 from random import Random
 
 import mlflow
 
-from tests.conftest import Sample
+from phi3_batch.scoring.session import delta_package
+from tests.conftest import REPOSITORY, Sample
 from tests.faults.harness import (
     Job,
     Workplace,
@@ -116,7 +119,14 @@ def test_a_run_in_halves_on_all_processors_and_on_one_is_an_undisturbed_run(
     assert to_int(told[1]) == len(read_table(output)) < to_int(told[2]) == len(rows)
 
     one = str(min(os.sched_getaffinity(0)))
-    job = workplace.start(*command, "--output", output, behind=["taskset", "-c", one])
+    # by spark-submit, where the slots of local[*] are those that the JVM sees
+    spark_submit = Path(sys.executable).with_name("spark-submit")
+    local = [str(spark_submit), "--master", "local[*]", "--packages", delta_package()]
+    script = str(REPOSITORY / "jobs" / "score_batch.py")
+    job = workplace.start_command(
+        ["taskset", "-c", one, *local, script, *map(str, command), "--output", str(output)],
+        **dict.fromkeys(("PYSPARK_PYTHON", "PYSPARK_DRIVER_PYTHON"), sys.executable),
+    )
     assert job.finish() == 0, job.words()
 
     undisturbed = workplace.folder / "undisturbed"

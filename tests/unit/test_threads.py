@@ -1,9 +1,13 @@
-import os
-
 import pytest
 
+from phi3_batch.engines import threads as threads_module
 from phi3_batch.engines.threads import thread_count
 from phi3_batch.errors import EngineError
+
+
+@pytest.fixture(autouse=True)
+def sixteen_processors(monkeypatch):
+    monkeypatch.setattr(threads_module, "processors", lambda: 16)
 
 
 @pytest.mark.parametrize(
@@ -22,7 +26,13 @@ def test_a_setting_that_is_no_positive_number_is_named(monkeypatch, setting):
     assert str(error.value) == f"OMP_NUM_THREADS must be a positive number, not {setting!r}"
 
 
-def test_without_a_setting_the_processors_of_the_process_count(monkeypatch):
+@pytest.mark.parametrize("setting", ["17", "64,2"])
+def test_there_are_never_more_than_processors(monkeypatch, setting):
+    # Spark's slots, in a container with a CPU limit that Spark does not know of
+    monkeypatch.setenv("OMP_NUM_THREADS", setting)
+    assert thread_count() == 16
+
+
+def test_without_a_setting_the_processors_count(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 3, 5} if process == 0 else {})
-    assert thread_count() == 3
+    assert thread_count() == 16
