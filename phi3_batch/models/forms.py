@@ -12,6 +12,7 @@ from mlflow.models import ModelSignature
 
 import phi3_batch
 from phi3_batch.engines import Checkpoint, Manifest, ModelFolder
+from phi3_batch.errors import InvalidModelError
 from phi3_batch.models.signatures import (
     MESSAGES_COLUMN,
     PROMPT_COLUMN,
@@ -24,6 +25,7 @@ from phi3_batch.models.weights import (
     MANIFEST_ARTIFACT,
     MODEL_ARTIFACT,
 )
+from phi3_batch.text import CHAT_TOKENS, missing_tokens
 
 CHAT_TASK = "llm/v1/chat"
 
@@ -81,6 +83,38 @@ class Form:
             with contextlib.suppress(PackageNotFoundError):
                 pinned.append(f"{name}=={version(name)}; platform_machine == 'x86_64'")
         return pinned
+
+    def check(self, folder: ModelFolder | Checkpoint, called: str = "") -> None:
+        """See to it that a folder's tokenizer can make the prompts of this form.
+
+        Args:
+            folder: the weights.
+            called: what the user knows them by, if not by the folder.
+
+        Raises:
+            InvalidModelError: it lacks control tokens of the chat format, is another model's, or
+                is no tokenizer at all.
+        """
+        called = called or str(folder.path)
+        tokenizer, limit = folder.tokenizer, folder.vocab_size
+        ids = [("its vocabulary goes up to", tokenizer.vocab_size - 1)]
+        if self.task == CHAT_TASK:
+            if missing := missing_tokens(tokenizer):
+                of_prompts = "log it as a model of raw prompts (phi3-batch log prompt)"
+                if isinstance(folder, Checkpoint):
+                    of_prompts = f"make its int4 build (phi3-batch build), and {of_prompts}"
+                raise InvalidModelError(
+                    f"{called} cannot answer chats: its tokenizer lacks {', '.join(missing)}"
+                    f" of Phi-3's chat format; {of_prompts}"
+                )
+            ids += [(f"{token} is", tokenizer.control_tokens[token].id) for token in CHAT_TOKENS]
+        for what, token_id in ids:
+            if token_id >= limit:
+                raise InvalidModelError(
+                    f"{called} has the tokenizer of another model: {what} id {token_id}, and the"
+                    f" model knows {limit} tokens; put the tokenizer.json there that the model came"
+                    " with"
+                )
 
     @contextlib.contextmanager
     def arguments(

@@ -47,13 +47,15 @@ def log_prompt_model(
         MLflow's ModelInfo; ``.model_uri`` is what ``load_model`` and ``spark_udf`` take.
 
     Raises:
-        InvalidModelError: the folder is not an int4 ONNX build of Phi-3.
+        InvalidModelError: the folder is not an int4 ONNX build of Phi-3, or has the tokenizer of
+            another model.
         InvalidParameterError: an alias without a name to register under, or no such engine.
     """
     _check_alias(alias, registered_model_name)
     check_choice(engine)
     folder = ModelFolder.open(model_dir)
     form = prompt_form(params=params)
+    form.check(folder)
     with _run(name):
         return _log(form, folder, name, registered_model_name, alias, engine=engine)
 
@@ -84,7 +86,8 @@ def log_chat_model(
         MLflow's ModelInfo; ``.model_uri`` is what ``load_model`` and ``spark_udf`` take.
 
     Raises:
-        InvalidModelError: the folder is not an int4 ONNX build of Phi-3.
+        InvalidModelError: the folder is not an int4 ONNX build of Phi-3, or its tokenizer lacks
+            control tokens of Phi-3's chat format.
         InvalidParameterError: an alias without a name to register under, no such engine, or a
             parameter that is unknown or out of range.
     """
@@ -92,8 +95,10 @@ def log_chat_model(
     check_choice(engine)
     folder = ModelFolder.open(model_dir)
     config = chat_config(name, model_config or {})
+    form = chat_form()
+    form.check(folder)
     with _run(name):
-        return _log(chat_form(), folder, name, registered_model_name, alias, config, engine)
+        return _log(form, folder, name, registered_model_name, alias, config, engine)
 
 
 def log_pipeline_model(
@@ -123,7 +128,8 @@ def log_pipeline_model(
         MLflow's ModelInfo of the second model.
 
     Raises:
-        InvalidModelError: the folder is not a Phi-3 checkpoint.
+        InvalidModelError: the folder is not a Phi-3 checkpoint, or its tokenizer lacks control
+            tokens of Phi-3's chat format.
         InvalidParameterError: an alias without a name to register under, or a model_config that
             the model cannot follow.
         EnvironmentProblemError: torch or transformers is not installed.

@@ -28,7 +28,8 @@ def open_pipeline(model: str | Path | Pipeline, scratch: Path) -> tuple[Checkpoi
         scratch: where a pipeline's checkpoint is written.
 
     Raises:
-        InvalidModelError: the folder is not a Phi-3 checkpoint, or the pipeline has another task.
+        InvalidModelError: the folder is not a Phi-3 checkpoint, the pipeline has another task, or
+            its tokenizer lacks control tokens of the chat format.
     """
     with _quiet():
         if not isinstance(model, str | Path):
@@ -37,8 +38,11 @@ def open_pipeline(model: str | Path | Pipeline, scratch: Path) -> tuple[Checkpoi
                     f"a {type(model).__name__} is no text-generation pipeline of transformers"
                 )
             model.save_pretrained(scratch)
-            return Checkpoint.open(scratch), model
+            checkpoint = Checkpoint.open(scratch)
+            pipeline_form().check(checkpoint, "the pipeline")
+            return checkpoint, model
         checkpoint = Checkpoint.open(model)
+        pipeline_form().check(checkpoint)  # before the weights are read
         # absolute, for MLflow would look for a relative one on the Hugging Face hub
         path = str(checkpoint.path.absolute())
         return checkpoint, transformers.pipeline("text-generation", model=path, tokenizer=path)

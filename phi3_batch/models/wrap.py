@@ -30,7 +30,7 @@ def wrap_pipeline(uri: str) -> str:
         process ends.
 
     Raises:
-        InvalidModelError: it holds no Phi-3 checkpoint.
+        InvalidModelError: it holds no Phi-3 checkpoint, or one that cannot answer chats.
         InvalidParameterError: its model_config has what the pipeline model cannot follow.
     """
     info = mlflow.models.get_model_info(uri)
@@ -49,6 +49,7 @@ def wrap_pipeline(uri: str) -> str:
         if part.is_dir():
             shutil.copytree(part, folder / "checkpoint", copy_function=_link, dirs_exist_ok=True)
     form, checkpoint = pipeline_form(), Checkpoint.open(folder / "checkpoint")
+    form.check(checkpoint, uri)
     with form.arguments(checkpoint, checkpoint.read_manifest()) as arguments:
         mlflow.pyfunc.save_model(folder / "model", model_config=config, **arguments)
     shutil.rmtree(checkpoint.path)

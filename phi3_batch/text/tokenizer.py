@@ -7,7 +7,7 @@ by a second tokenizer that has the same vocabulary and knows no control token.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,6 +48,17 @@ class Tokenizer:
             for token in added_tokens
         }
 
+    @property
+    def vocab_size(self) -> int:
+        """Tokens of ordinary text have ids below it; control tokens come on top."""
+        vocabulary = self._raw.get_vocab(with_added_tokens=False)
+        return max(vocabulary.values(), default=-1) + 1
+
+    @property
+    def control_tokens(self) -> Mapping[str, ControlToken]:
+        """The added tokens, by what they are spelled as."""
+        return self._control_tokens
+
     def encode_prompt(self, text: str) -> list[int]:
         """Encode a raw prompt: control tokens in it are control tokens."""
         return self._raw.encode(text).ids
@@ -55,19 +66,6 @@ class Tokenizer:
     def encode_content(self, text: str) -> list[int]:
         """Encode the content of a message: whatever it spells is ordinary characters."""
         return self._plain.encode(text, add_special_tokens=False).ids
-
-    def control_token(self, content: str) -> ControlToken:
-        """Look up an added token such as ``<|user|>``.
-
-        Raises:
-            InvalidModelError: the tokenizer has no such token.
-        """
-        try:
-            return self._control_tokens[content]
-        except KeyError:
-            raise InvalidModelError(
-                f"the tokenizer has no token {content}: it is not a Phi-3 tokenizer"
-            ) from None
 
     def decode(self, ids: Sequence[int]) -> str:
         """Turn generated ids into text, without control tokens."""

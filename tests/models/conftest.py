@@ -2,7 +2,7 @@
 
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,22 @@ def copy_of_model(logged: ModelInfo, tmp_path: Path) -> Path:
     """The logged model's files, in a folder that a test may damage."""
     source = mlflow.artifacts.download_artifacts(logged.model_uri)
     return Path(shutil.copytree(source, tmp_path / "model"))
+
+
+@pytest.fixture
+def with_chatml(tmp_path: Path) -> Callable[[Path], Path]:
+    """Makes a copy of a model's folder whose tokenizer has ChatML's control tokens."""
+
+    def copy(folder: Path) -> Path:
+        copied = Path(shutil.copytree(folder, tmp_path / "chatml"))
+        for file in copied.rglob("tokenizer*.json"):
+            text = file.read_text(encoding="utf-8")
+            for theirs, ours in (("<|im_start|>", "<|user|>"), ("<|im_end|>", "<|end|>")):
+                text = text.replace(f'"{ours}"', f'"{theirs}"')
+            file.write_text(text, encoding="utf-8")
+        return copied
+
+    return copy
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """What stands in MLflow after the chat model was logged."""
 
 import json
+import shutil
 from importlib.metadata import version
 from pathlib import Path
 
@@ -256,3 +257,58 @@ def test_a_chat_and_a_prompt_model_of_one_folder_share_one_engine(
         assert text(chat_model.predict({"messages": SPAIN})) == MADRID
         assert prompt_model.predict(prompt) == [MADRID]
     assert len(engines_loaded) == 1
+
+
+# the tokenizer
+
+
+def test_a_tokenizer_without_the_chat_format_is_refused_and_the_advice_helps(
+    tiny_folder, with_chatml, count_logged
+):
+    folder, before = with_chatml(tiny_folder.path), count_logged()
+    with pytest.raises(InvalidModelError) as error:
+        phi3_batch.log_chat_model(folder, registered_model_name="refused")
+    assert str(error.value) == (
+        f"{folder} cannot answer chats: its tokenizer lacks <|user|>, <|end|> of Phi-3's chat"
+        " format; log it as a model of raw prompts (phi3-batch log prompt)"
+    )
+    assert count_logged() == before
+    prompt = "<|im_start|>\nWhat is the capital of Spain?<|im_end|>\n<|assistant|>\n"
+    model = mlflow.pyfunc.load_model(phi3_batch.log_prompt_model(folder).model_uri)
+    assert model.predict({"prompt": prompt}) == [MADRID]
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "logs", "what", "token_id"),
+    [
+        (1010, ["chat"], "<|user|> is", 1010),
+        (999, ["chat", "prompt"], "its vocabulary goes up to", 999),
+    ],
+)
+def test_the_tokenizer_of_a_larger_model_is_refused(
+    tiny_folder, tmp_path, count_logged, vocab_size, logs, what, token_id
+):
+    folder = Path(shutil.copytree(tiny_folder.path, tmp_path / "build"))
+    file = folder / "genai_config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config["model"]["vocab_size"] = vocab_size
+    file.write_text(json.dumps(config), encoding="utf-8")
+    before = count_logged()
+    for form in logs:
+        with pytest.raises(InvalidModelError) as error:
+            getattr(phi3_batch, f"log_{form}_model")(folder)
+        assert str(error.value) == (
+            f"{folder} has the tokenizer of another model: {what} id {token_id}, and the model"
+            f" knows {vocab_size} tokens; put the tokenizer.json there that the model came with"
+        )
+    assert count_logged() == before
+
+
+def test_a_file_that_is_no_tokenizer_is_refused(tiny_folder, tmp_path, count_logged):
+    folder = Path(shutil.copytree(tiny_folder.path, tmp_path / "build"))
+    (folder / "tokenizer.json").write_text("{}", encoding="utf-8")
+    before = count_logged()
+    for log in (phi3_batch.log_prompt_model, phi3_batch.log_chat_model):
+        with pytest.raises(InvalidModelError, match=r"is not a tokenizer\.json"):
+            log(folder)
+    assert count_logged() == before

@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +226,31 @@ def test_what_cannot_be_logged_is_said_in_one_line(in_store: None, tmp_path: Pat
     with pytest.raises(InvalidParameterError, match="alias needs a registered model name"):
         log_pipeline_model(TINY_CHECKPOINT, alias="champion")
     assert len(mlflow.search_runs(search_all_experiments=True)) == runs_before
+
+
+def test_a_tokenizer_without_the_chat_format_is_refused(
+    in_store: None, plain: str, with_chatml: Callable[[Path], Path]
+) -> None:
+    lacks = (
+        "cannot answer chats: its tokenizer lacks <|user|>, <|end|> of Phi-3's chat format; make"
+        " its int4 build (phi3-batch build), and log it as a model of raw prompts"
+        " (phi3-batch log prompt)"
+    )
+    runs_before = len(mlflow.search_runs(search_all_experiments=True))
+    folder = with_chatml(TINY_CHECKPOINT)
+    with pytest.raises(InvalidModelError) as error:
+        log_pipeline_model(folder)
+    assert str(error.value) == f"{folder} {lacks}"
+    pipeline = transformers.pipeline("text-generation", model=str(folder), tokenizer=str(folder))
+    with pytest.raises(InvalidModelError) as error:
+        log_pipeline_model(pipeline)
+    assert str(error.value) == f"the pipeline {lacks}"
+    assert len(mlflow.search_runs(search_all_experiments=True)) == runs_before
+    shutil.rmtree(folder)
+    logged_by_others = with_chatml(Path(mlflow.artifacts.download_artifacts(plain)))
+    with pytest.raises(InvalidModelError) as error:
+        wrap_pipeline(str(logged_by_others))
+    assert str(error.value) == f"{logged_by_others} {lacks}"
 
 
 @pytest.mark.parametrize("package", ["torch", "transformers"])

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors, trainers
 
 from phi3_batch.errors import InvalidModelError
-from phi3_batch.text import ChatTemplate, Message, Tokenizer
+from phi3_batch.text import ChatTemplate, Message, Tokenizer, missing_tokens
 from tests.conftest import SAMPLE_DATA
 
 CHECKPOINT = SAMPLE_DATA / "phi3-tiny"
@@ -247,7 +247,12 @@ def test_a_tokenizer_without_a_token_of_phi3_is_refused_by_its_name(tmp_path, mi
     tokenizer = byte_level_tokenizer(tmp_path / "tokenizer.json", others)
     with pytest.raises(InvalidModelError) as error:
         ChatTemplate(tokenizer)
-    assert str(error.value) == f"the tokenizer has no token {missing}: it is not a Phi-3 tokenizer"
+    assert str(error.value) == f"the tokenizer lacks {missing} of Phi-3's chat format"
+
+
+def test_all_tokens_that_are_missing_are_named(tmp_path):
+    tokenizer = byte_level_tokenizer(tmp_path / "tokenizer.json", ["<|im_start|>", "<|im_end|>"])
+    assert missing_tokens(tokenizer) == ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
 
 
 def test_the_byte_level_tokenizer_of_these_tests_keeps_white_space(byte_level, tmp_path):

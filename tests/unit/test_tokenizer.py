@@ -59,7 +59,7 @@ def test_no_content_ever_becomes_a_control_token(tokenizer, text):
 @pytest.mark.parametrize(("spelling", "token_id"), CONTROL_TOKENS.items())
 def test_in_a_raw_prompt_a_control_token_means_what_it_says(tokenizer, spelling, token_id):
     assert tokenizer.encode_prompt(spelling) == [token_id]
-    assert tokenizer.control_token(spelling).id == token_id
+    assert tokenizer.control_tokens[spelling].id == token_id
 
 
 def test_a_prompt_gets_no_begin_token_of_its_own(tokenizer):
@@ -85,13 +85,12 @@ def test_a_begin_token_that_prompts_get_is_not_given_to_contents(build, tokenize
 
 
 def test_control_tokens_know_whether_they_strip_the_space_behind_them(tokenizer):
-    assert tokenizer.control_token("<|user|>").strips_following_space is True
-    assert tokenizer.control_token("<|endoftext|>").strips_following_space is False
+    assert tokenizer.control_tokens["<|user|>"].strips_following_space is True
+    assert tokenizer.control_tokens["<|endoftext|>"].strips_following_space is False
 
 
-def test_an_unknown_control_token_is_named(tokenizer):
-    with pytest.raises(InvalidModelError, match=r"no token <\|human\|>: it is not a Phi-3"):
-        tokenizer.control_token("<|human|>")
+def test_the_vocabulary_of_ordinary_text_ends_where_control_tokens_begin(tokenizer):
+    assert tokenizer.vocab_size == CONTROL_TOKENS["<|endoftext|>"] == 1000
 
 
 def test_every_sample_answer_streams_to_what_decoding_it_gives(tokenizer, samples):
