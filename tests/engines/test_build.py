@@ -159,27 +159,6 @@ def test_another_block_size_and_accuracy_level_quietly_into_an_empty_folder(tmp_
     assert estimate == pytest.approx(data, rel=0.005)
 
 
-@pytest.fixture(scope="module")
-def mixed(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
-    target = tmp_path_factory.mktemp("builds") / "mixed"
-    return build_int4(TINY_CHECKPOINT, target, algorithm="k_quant_mixed")
-
-
-def test_a_build_with_layers_in_8_bits_is_told_by_its_name_and_runs(mixed, samples):
-    assert mixed.precision == "int4+int8-block-32-acc-level-4"
-    engine = OnnxRuntimeGenAIEngine(mixed)
-    encode = engine.tokenizer.encode_prompt
-    chosen = samples[::20]
-    completions = engine.generate([Request(tuple(encode(sample.prompt))) for sample in chosen])
-    assert [completion.text for completion in completions] == [sample.answer for sample in chosen]
-
-
-def test_a_build_with_layers_in_8_bits_is_as_large_as_told(mixed):
-    data = (mixed.path / "model.onnx.data").stat().st_size
-    estimate = estimate_build(Checkpoint.open(TINY_CHECKPOINT), algorithm="k_quant_mixed")
-    assert estimate.output_bytes == pytest.approx(data, rel=0.005)
-
-
 @pytest.mark.parametrize(
     ("algorithm", "options"),
     [
@@ -200,12 +179,11 @@ def test_the_builder_is_told_how_to_round(target, run_instead, algorithm, option
         build_int4(TINY_CHECKPOINT, target, **given)
 
 
-def test_a_builder_that_rounds_otherwise_than_told_is_found(target, monkeypatch):
+def test_a_builder_that_rounds_otherwise_than_told_is_found(built):
     # as with the option's old name, which the builder takes and does nothing with
-    rounding = build_module._rounding
-    monkeypatch.setattr(build_module, "_rounding", lambda _: rounding("default"))
+    linears, _ = build_module._weights(Checkpoint.open(TINY_CHECKPOINT))
     with pytest.raises(InvalidModelError) as error:
-        build_int4(TINY_CHECKPOINT, target, algorithm="default_last")
+        build_module._check_graph(built.path / "model.onnx", linears, "default_last", 32)
     assert re.fullmatch(
         r"the model builder lost layers: \d+ weights in int4 in blocks of 32 lead to the logits, of"
         r" \d+ weights in int4 and \d+ weights in int8 in the checkpoint",
@@ -601,23 +579,31 @@ def test_the_command_says_what_it_takes_and_what_the_build_says(target, capsys):
     assert capsys.readouterr().err.endswith("is there already: give a folder for the build\n")
 
 
-def test_a_tokenizer_of_another_chat_format_is_built_to_the_end(
-    checkpoint, target, tmp_path, capsys
+def test_layers_in_8_bits_and_another_chat_format_are_told_and_run(
+    checkpoint, target, tmp_path, capsys, samples, tiny_folder
 ):
     file = checkpoint / "tokenizer.json"
     file.write_text(file.read_text(encoding="utf-8").replace("<|user|>", "<|im_start|>"))
     text = tmp_path / "mine.txt"
     text.write_text("One, two, three, four. " * 30, encoding="utf-8")
-    arguments = ["--algorithm", "default_last", "--text", str(text)]
+    arguments = ["--algorithm", "k_quant_mixed", "--text", str(text)]
     assert main(["build", str(checkpoint), str(target), *arguments]) == 0
-    *_, measured, chat, says = capsys.readouterr().out.splitlines()
-    assert f"{target}, int4+int8-block-32-acc-level-4" in _[-1]
+    *_, built, measured, chat, says = capsys.readouterr().out.splitlines()
+    assert built == f"built       {target}, int4+int8-block-32-acc-level-4"
     assert measured.endswith(" tokens of mine.txt")
     assert chat == (
         "chat        not by `log chat`: the tokenizer has no token <|user|>:"
         " it is not a Phi-3 tokenizer"
     )
     assert says.startswith("says        to the prompt 'What is the capital of Spain?': ")
+    data = (target / "model.onnx.data").stat().st_size
+    estimate = estimate_build(Checkpoint.open(checkpoint), algorithm="k_quant_mixed")
+    assert estimate.output_bytes == pytest.approx(data, rel=0.005)
+    engine = OnnxRuntimeGenAIEngine(ModelFolder.open(target))
+    chosen, encode = samples[::20], tiny_folder.tokenizer.encode_prompt
+    prompts = [Request(tuple(encode(sample.prompt))) for sample in chosen]
+    answers = [completion.text for completion in engine.generate(prompts)]
+    assert answers == [sample.answer for sample in chosen]
 
 
 @pytest.mark.parametrize(
