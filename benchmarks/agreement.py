@@ -134,7 +134,7 @@ def other_blocks() -> Path:
     if not OTHER_BLOCKS.exists():
         with tempfile.TemporaryDirectory(dir=HERE / ".models") as scratch:
             save_checkpoint(Path(scratch, "checkpoint"))
-            build_int4(Path(scratch, "checkpoint"), OTHER_BLOCKS, block_size=128)
+            build_int4(Path(scratch, "checkpoint"), OTHER_BLOCKS, algorithm="rtn", block_size=128)
     return OTHER_BLOCKS
 
 

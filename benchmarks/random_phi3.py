@@ -60,7 +60,7 @@ def build(target: Path, checkpoint: Path) -> None:
     target.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         built = Path(scratch, "int4")
-        build_int4(checkpoint, built)
+        build_int4(checkpoint, built, algorithm="rtn")  # as when its figures were taken
         _never_end(built / "genai_config.json")
         built.rename(target)
 

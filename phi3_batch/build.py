@@ -15,10 +15,13 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from phi3_batch.engines import Checkpoint, ModelFolder
+from phi3_batch.engines.perplexity import SAMPLE_TEXT, perplexity, read_text
 from phi3_batch.errors import (
     EngineError,
     EnvironmentProblemError,
@@ -31,6 +34,13 @@ from phi3_batch.text import ChatTemplate, Message
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 ACCURACY_LEVELS = (0, 1, 2, 3, 4)
 
+# How the builder rounds weights, and which layers it keeps in 8 bits: the last one (_last), or that
+# and those that rounding harms most (_mixed), which no engine but onnxruntime-genai runs. By the
+# perplexity of a real model (docs/benchmarks.md), "default" is the best of those in 4 bits.
+_METHODS = ("default", "rtn", "k_quant")
+_IN_8_BITS = {"": (), "_last": ("last_matmul",), "_mixed": ("last_matmul", "mixed_layers")}
+ALGORITHMS = tuple(method + suffix for suffix in _IN_8_BITS for method in _METHODS)
+
 # -P: a folder "quantization" where the user stands would be imported instead of the builder's
 _BUILDER = (sys.executable, "-P", "-m", "onnxruntime_genai.models.builder")
 _ENVIRONMENT = {
@@ -41,7 +51,6 @@ _ENVIRONMENT = {
 }
 _BUILD_PACKAGES = ("huggingface_hub", "onnx_ir", "onnxruntime", "torch", "transformers")
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
-_BITS = 4
 _GRAPH = "model.onnx"
 _CONFIG = "config.json"
 # The builder saves what transformers makes of the tokenizer, which differs from one release of
@@ -51,7 +60,7 @@ _OWN_FILES = (_CONFIG, "tokenizer.json", "tokenizer_config.json", "chat_template
 _HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
 _HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer*")
 
-_QUESTION = "What is the capital of Spain?"
+QUESTION = "What is the capital of Spain?"
 _MAX_TOKENS = 16
 
 
@@ -70,26 +79,60 @@ class BuildEstimate:
     output_bytes: int
 
 
-def estimate_build(checkpoint: Checkpoint, block_size: int = 32) -> BuildEstimate:
+@dataclass(frozen=True)
+class Trial:
+    """What a build says when it is tried.
+
+    Attributes:
+        answer: the beginning of its answer to QUESTION.
+        no_chat: why it was asked without a chat template, if it was: "the tokenizer has no token…".
+        perplexity: on the text.
+        checkpoint_perplexity: of the checkpoint in float32, on the same; None where there is too
+            little memory for it.
+        text_tokens: that were read of the text.
+    """
+
+    answer: str
+    no_chat: str | None
+    perplexity: float
+    checkpoint_perplexity: float | None
+    text_tokens: int
+
+
+def estimate_build(
+    checkpoint: Checkpoint, block_size: int = 32, algorithm: str = "default"
+) -> BuildEstimate:
     """What :func:`build_int4` will take, from the numbers in config.json alone.
 
     Raises:
         InvalidModelError: config.json does not say the shape of the weights.
-        InvalidParameterError: the builder does not take this block size.
+        InvalidParameterError: the builder does not take this block size or algorithm.
     """
     _require_one_of("block_size", block_size, BLOCK_SIZES)
+    _require_one_of("algorithm", algorithm, ALGORITHMS)
     linears, float_weights = _weights(checkpoint)
     sizes = [inputs * outputs for inputs, outputs in linears]
-    # a block is its weights and a float32 scale; the last block of a row is filled up
-    block_bytes = block_size * _BITS // 8 + 4
-    blocks = sum(outputs * math.ceil(inputs / block_size) for inputs, outputs in linears)
+    has_zero_points = algorithm.startswith("k_quant")
+    output_bytes = 4 * float_weights
+    for (inputs, outputs), bits in zip(linears, _bits(len(linears), algorithm), strict=True):
+        # a block is its weights and a float32 scale; the last block of a row is filled up
+        blocks = math.ceil(inputs / block_size)
+        row_bytes = blocks * (block_size * bits // 8 + 4)
+        row_bytes += math.ceil(blocks * bits / 8) if has_zero_points else 0
+        output_bytes += outputs * row_bytes
     return BuildEstimate(
-        # The graph in float32, its int4 form in part twice, and 17 bytes a weight of the largest
-        # layer while that is rounded (float32 twice, float64, uint8). Measured on 2 to 16 layers
-        # of Phi-3-mini and with a vocabulary of 100,352: within 4 %.
-        memory_bytes=int(4 * float_weights + 5.15 * sum(sizes) + 17 * max(sizes) + 0.65e9),
+        # The graph in float32, its int4 form in part twice, and what the largest layer takes while
+        # it is rounded, 17 bytes a weight by rtn (float32 twice, float64, uint8). Measured on 2 to
+        # 16 layers of Phi-3-mini and with a vocabulary of 100,352: within 4 %. On a model of 135
+        # million weights "default" took less, by 11 of the 17 bytes, and k_quant more, by 22.
+        memory_bytes=int(
+            4 * float_weights
+            + 5.15 * sum(sizes)
+            + (40 if has_zero_points else 17) * max(sizes)
+            + 0.65e9
+        ),
         memory_available_bytes=_memory_available_bytes(),
-        output_bytes=blocks * block_bytes + 4 * float_weights,
+        output_bytes=output_bytes,
     )
 
 
@@ -97,6 +140,7 @@ def build_int4(
     checkpoint_dir: str | Path,
     out: str | Path,
     *,
+    algorithm: str = "default",
     block_size: int = 32,
     accuracy_level: int = 4,
 ) -> ModelFolder:
@@ -107,6 +151,8 @@ def build_int4(
     Args:
         checkpoint_dir: folder of a Phi-3 checkpoint, as transformers writes it.
         out: folder to write, which must not exist or be empty.
+        algorithm: how weights are rounded, one of ALGORITHMS; those with ``_last`` and ``_mixed``
+            keep some layers in 8 bits.
         block_size: weights that share one scale, one of BLOCK_SIZES. Larger ones are smaller and
             faster, and less exact.
         accuracy_level: what activations are rounded to, one of ACCURACY_LEVELS: 1 is float32, 4
@@ -118,8 +164,9 @@ def build_int4(
         InvalidModelError: the folder is not a Phi-3 checkpoint, or the build lacks some of its
             weights.
         InvalidParameterError: ``out`` is taken or cannot be written, or the builder does not take
-            the block size or the accuracy level.
+            the algorithm, the block size or the accuracy level.
     """
+    _require_one_of("algorithm", algorithm, ALGORITHMS)
     _require_one_of("block_size", block_size, BLOCK_SIZES)
     _require_one_of("accuracy_level", accuracy_level, ACCURACY_LEVELS)
     _require_packages()
@@ -132,33 +179,57 @@ def build_int4(
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
             built = Path(scratch, "build")
-            _run_builder(checkpoint, built, Path(scratch, "cache"), block_size, accuracy_level)
+            options = _rounding(algorithm) | {
+                "block_size": block_size,
+                "accuracy_level": accuracy_level,
+            }
+            _run_builder(checkpoint, built, Path(scratch, "cache"), options)
             _use_own_files(checkpoint, built)
             ModelFolder.open(built)
-            _check_graph(built / _GRAPH, linears, block_size)
+            _check_graph(built / _GRAPH, linears, algorithm, block_size)
             built.rename(out)
     except OSError as error:
         raise InvalidParameterError(f"{out} cannot be written: {error}") from error
     return ModelFolder.open(out)
 
 
-def check_build(folder: ModelFolder) -> str:
-    """Ask a build for the capital of Spain, greedily; returns the beginning of its answer.
+def check_build(folder: ModelFolder, checkpoint: Checkpoint, text: Path = SAMPLE_TEXT) -> Trial:
+    """Try a build: ask it for the capital of Spain, greedily, and let it read a text.
+
+    Args:
+        folder: the build.
+        checkpoint: that it was made of.
+        text: a file of text.
 
     Raises:
         EngineError: onnxruntime-genai cannot load the build or run it.
-        InvalidModelError: the build's tokenizer is not a Phi-3 tokenizer.
+        InvalidParameterError: the text cannot be read, or is too short.
     """
     # not by get_engine, which would keep the engine until the process ends
     from phi3_batch.engines.onnxruntime_genai import OnnxRuntimeGenAIEngine
 
+    ids = read_text(text, folder.tokenizer)
     engine = OnnxRuntimeGenAIEngine(folder)
-    prompt = ChatTemplate(engine.tokenizer).encode([Message("user", _QUESTION)])
+    try:
+        template, no_chat = ChatTemplate(engine.tokenizer), None
+        prompt = template.encode([Message("user", QUESTION)])
+    except InvalidModelError as error:
+        no_chat, prompt = str(error), engine.tokenizer.encode_prompt(QUESTION)
     request = Request(tuple(prompt), GenerationParams(max_tokens=_MAX_TOKENS))
     (completion,) = engine.generate([request])
     if completion.error:
         raise EngineError(f"{folder.path} does not run: {completion.error.message}")
-    return completion.text
+    found = perplexity(engine, ids, folder.context_length)
+    del engine  # its memory is for the next
+    return Trial(completion.text, no_chat, found, _checkpoint_perplexity(checkpoint, ids), len(ids))
+
+
+def _checkpoint_perplexity(checkpoint: Checkpoint, token_ids: list[int]) -> float | None:
+    if checkpoint.memory_bytes(len(token_ids)) > _memory_available_bytes():
+        return None
+    from phi3_batch.engines.transformers import TransformersEngine
+
+    return perplexity(TransformersEngine(checkpoint), token_ids, checkpoint.context_length)
 
 
 def fetch_checkpoint(name_or_path: str) -> Path:
@@ -193,8 +264,10 @@ def fetch_checkpoint(name_or_path: str) -> Path:
         ) from error
 
 
-def _require_one_of(name: str, value: int, allowed: tuple[int, ...]) -> None:
-    if type(value) is not int or value not in allowed:
+def _require_one_of(
+    name: str, value: int | str, allowed: tuple[int, ...] | tuple[str, ...]
+) -> None:
+    if type(value) is not type(allowed[0]) or value not in allowed:
         raise InvalidParameterError(
             f"{name} must be one of {', '.join(map(str, allowed))}, not {value!r}"
         )
@@ -240,15 +313,41 @@ def _memory_available_bytes() -> int:
     return min(int(kib[1]) * 1024, sys.maxsize if limit == "max" else int(limit))
 
 
+def _rounding(algorithm: str) -> dict[str, object]:
+    """The builder's options for an algorithm."""
+    method = next(method for method in _METHODS if algorithm.startswith(method))
+    places = _IN_8_BITS[algorithm.removeprefix(method)]
+    # by these names: `int4_algo_config`, as it was called, is taken and does nothing
+    options: dict[str, object] = {"algo_config": method}
+    if places:
+        options["matmul_mixed_precision"] = ",".join(f"{place}:int8" for place in places)
+    return options
+
+
+def _bits(linears: int, algorithm: str) -> list[int]:
+    """Of the weights of each linear layer, in the order of :func:`_weights`.
+
+    As make_matmul_mixed_precision in the builder's base.py has it.
+    """
+    method = next(method for method in _METHODS if algorithm.startswith(method))
+    places = _IN_8_BITS[algorithm.removeprefix(method)]
+    layers = linears // 5
+    bits = []
+    for layer in range(layers):
+        at_an_end = layer < layers / 8 or layer >= 7 * layers / 8
+        chosen = at_an_end or (layer - round(layers / 8)) % 3 == 2
+        raised = 8 if chosen and "mixed_layers" in places else 4
+        bits += [raised, 4, 4, 4, raised]  # of qkv_proj and down_proj
+    return [*bits, 8 if "last_matmul" in places else 4]
+
+
 def _run_builder(
-    checkpoint: Checkpoint, out: Path, cache: Path, block_size: int, accuracy_level: int
+    checkpoint: Checkpoint, out: Path, cache: Path, given: Mapping[str, object]
 ) -> None:
     source = checkpoint.path.absolute()
     where = ["-i", str(source), "-o", str(out.absolute()), "-c", str(cache.absolute())]
     options = [
-        "algo_config=rtn",
-        f"block_size={block_size}",
-        f"accuracy_level={accuracy_level}",
+        *(f"{name}={value}" for name, value in given.items()),
         # Else 0.18.0 names the sliding window of Phi-3-mini in genai_config.json, and the runtime
         # sizes its cache by it while the graph attends to everything: longer prompts fail.
         "windowed_kv_cache=false",
@@ -262,7 +361,7 @@ def _run_builder(
         env=os.environ | _ENVIRONMENT,
     )
     if done.returncode == -signal.SIGKILL:
-        estimate = estimate_build(checkpoint, block_size)
+        estimate = estimate_build(checkpoint)
         raise EngineError(
             "the model builder was killed, for want of memory as it seems: it needs about"
             f" {estimate.memory_bytes / 1e9:.1f} GB,"
@@ -284,8 +383,10 @@ def _use_own_files(checkpoint: Checkpoint, built: Path) -> None:
             shutil.copyfile(checkpoint.path / name, built / name)
 
 
-def _check_graph(file: Path, linears: list[tuple[int, int]], block_size: int) -> None:
-    """Every linear layer is in the graph, as int4, on the way to the logits.
+def _check_graph(
+    file: Path, linears: list[tuple[int, int]], algorithm: str, block_size: int
+) -> None:
+    """Every linear layer is in the graph, in its number of bits, on the way to the logits.
 
     The builder takes any linear layer with as many outputs as the vocabulary for the lm_head: the
     logits then come from the middle of the model, and layers behind it lead nowhere.
@@ -300,15 +401,20 @@ def _check_graph(file: Path, linears: list[tuple[int, int]], block_size: int) ->
         if node is not None and node not in on_the_way:
             on_the_way.add(node)
             unread += [value.producer() for value in node.inputs if value is not None]
-    form = {"bits": _BITS, "block_size": block_size}.items()
-    weights = 0
+    found, expected = Counter[int](), Counter[int]()
     for node in on_the_way:
         numbers = {k: v.as_int() for k, v in node.attributes.items() if v.type.name == "INT"}
-        if node.op_type == "MatMulNBits" and form <= numbers.items():
-            weights += numbers["K"] * numbers["N"]
-    expected = sum(inputs * outputs for inputs, outputs in linears)
-    if weights != expected:
+        if node.op_type == "MatMulNBits" and numbers.get("block_size") == block_size:
+            found[numbers.get("bits", 4)] += numbers["K"] * numbers["N"]
+    for (inputs, outputs), bits in zip(linears, _bits(len(linears), algorithm), strict=True):
+        expected[bits] += inputs * outputs
+    if found != expected:
         raise InvalidModelError(
-            f"the model builder lost layers: {weights} weights in int4 blocks of {block_size} lead"
-            f" to the logits, of {expected} in the checkpoint"
+            f"the model builder lost layers: {_by_bits(found)} in blocks of {block_size} lead to"
+            f" the logits, of {_by_bits(expected)} in the checkpoint"
         )
+
+
+def _by_bits(weights: Counter[int]) -> str:
+    counts = [f"{count} weights in int{bits}" for bits, count in sorted(weights.items())]
+    return " and ".join(counts) or "no weights"

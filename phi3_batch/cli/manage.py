@@ -81,32 +81,63 @@ def build(
         str, typer.Argument(help="Folder of a Phi-3 checkpoint, or its id on the Hugging Face hub.")
     ],
     model_dir: Annotated[Path, typer.Argument(help="Folder to write the int4 ONNX build to.")],
+    algorithm: Annotated[
+        str,
+        typer.Option(
+            help="How weights are rounded: default, rtn or k_quant; with _last or _mixed some"
+            " layers are kept in 8 bits, which onnxruntime-genai alone runs.",
+            metavar="NAME",
+        ),
+    ] = "default",
     block_size: Annotated[
         int, typer.Option(help="Weights that share a scale: 16, 32, 64, 128 or 256.")
     ] = 32,
     accuracy_level: Annotated[
         int, typer.Option(help="0 to 4: from float32 arithmetic to int8, the fastest.")
     ] = 4,
+    text: Annotated[
+        Path | None,
+        typer.Option(
+            help="Text to measure the build's perplexity on; by default one of ours.",
+            metavar="FILE",
+        ),
+    ] = None,
 ) -> None:
     """Build the int4 ONNX folder that `log prompt` and `log chat` take, of a checkpoint."""
     from phi3_batch import build as builder
     from phi3_batch.engines import Checkpoint
+    from phi3_batch.engines.perplexity import SAMPLE_TEXT, read_text
 
+    text = text or SAMPLE_TEXT
     with status("looking at the checkpoint"):
         source = Checkpoint.open(builder.fetch_checkpoint(checkpoint))
-        needs = builder.estimate_build(source, block_size)
+        needs = builder.estimate_build(source, block_size, algorithm)
+        read_text(text, source.tokenizer)  # what is wrong with it is better known now
     print_field(
         "memory", f"{_gb(needs.memory_bytes)} needed, {_gb(needs.memory_available_bytes)} available"
     )
     print_field("disk", f"{_gb(needs.output_bytes)} for {model_dir}")
     with status("building (a minute for each billion parameters)"):
         folder = builder.build_int4(
-            source.path, model_dir, block_size=block_size, accuracy_level=accuracy_level
+            source.path,
+            model_dir,
+            algorithm=algorithm,
+            block_size=block_size,
+            accuracy_level=accuracy_level,
         )
-    with status("trying it"):
-        answer = builder.check_build(folder)
     print_field("built", f"{folder.path}, {folder.precision}")
-    print_field("says", f"to 'What is the capital of Spain?': {answer!r}")
+    with status("trying it, and the checkpoint"):
+        trial = builder.check_build(folder, source, text)
+    own = trial.checkpoint_perplexity
+    beside = "too little memory for the checkpoint" if own is None else f"the checkpoint {own:.2f}"
+    print_field(
+        "perplexity",
+        f"{trial.perplexity:.2f}, {beside}, on {trial.text_tokens:,} tokens of {text.name}",
+    )
+    if trial.no_chat:
+        print_field("chat", f"not by `log chat`: {trial.no_chat}")
+    to = f"the prompt {builder.QUESTION!r}" if trial.no_chat else repr(builder.QUESTION)
+    print_field("says", f"to {to}: {trial.answer!r}")
 
 
 def doctor() -> None:

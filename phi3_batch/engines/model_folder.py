@@ -7,7 +7,7 @@ line there and not a failure in a runtime on an executor.
 import json
 import mmap
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import astuple, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,17 +25,27 @@ _CONFIG = "genai_config.json"
 _TOKENIZER = "tokenizer.json"
 _GRAPH = 2  # its place among the files
 
+# of a weight: some builds keep the layers that rounding harms most in 8 bits
+_KNOWN_BITS = ((4,), (4, 8))
+
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
-    """How the weights are stored, read from the graph's first MatMulNBits node."""
+    """How the weights are stored, read from the graph's MatMulNBits nodes.
 
-    bits: int
+    Attributes:
+        bits: of a weight: 4 everywhere, or 4 in some layers and 8 in others.
+        block_size: weights that share a scale, in the first of them.
+        accuracy_level: what activations are rounded to, in the first of them.
+    """
+
+    bits: tuple[int, ...]
     block_size: int
     accuracy_level: int
 
     def __str__(self) -> str:
-        return f"int{self.bits}-block-{self.block_size}-acc-level-{self.accuracy_level}"
+        weights = "+".join(f"int{bits}" for bits in self.bits)
+        return f"{weights}-block-{self.block_size}-acc-level-{self.accuracy_level}"
 
 
 @dataclass(frozen=True)
@@ -102,7 +112,7 @@ class ModelFolder:
 
         Raises:
             InvalidModelError: files are missing or are git-LFS pointers, the model is of another
-                type, or its weights are not int4.
+                type, or no layer's weights are int4.
         """
         path = Path(path)
         if not path.is_dir():
@@ -190,14 +200,13 @@ def _read_graph(path: Path) -> tuple[Quantization, tuple[str, ...]]:
                 f"{path} is not int4: its graph has no MatMulNBits node; use an int4 build"
             )
         quantization = Quantization(
-            bits=_integer_attribute(graph, b"bits", default=4),
-            block_size=_integer_attribute(graph, b"block_size", default=0),
-            accuracy_level=_integer_attribute(graph, b"accuracy_level", default=0),
+            bits=tuple(sorted(set(_integer_attributes(graph, b"bits")))) or (4,),
+            block_size=next(_integer_attributes(graph, b"block_size"), 0),
+            accuracy_level=next(_integer_attributes(graph, b"accuracy_level"), 0),
         )
-        if quantization.bits != 4:
-            raise InvalidModelError(
-                f"{path} has {quantization.bits}-bit weights; use an int4 build"
-            )
+        if quantization.bits not in _KNOWN_BITS:
+            others = " and ".join(f"{bits}-bit" for bits in quantization.bits)
+            raise InvalidModelError(f"{path} has {others} weights; use an int4 build")
         locations = set()
         for match in re.finditer(rb"\x0a\x08location\x12([\x01-\x7f])([^\x00]{1,127})", graph):
             length, name = match.group(1)[0], match.group(2)
@@ -207,9 +216,9 @@ def _read_graph(path: Path) -> tuple[Quantization, tuple[str, ...]]:
     return quantization, tuple(sorted(locations))
 
 
-def _integer_attribute(graph: mmap.mmap, name: bytes, default: int) -> int:
+def _integer_attributes(graph: mmap.mmap, name: bytes) -> Iterator[int]:
+    """Each node's value of an attribute, in the order of the nodes."""
     length = bytes([len(name)])
-    match = re.search(re.escape(b"\x0a" + length + name) + rb"\x18([\x80-\xff]*[\x00-\x7f])", graph)
-    if match is None:
-        return default
-    return sum((byte & 0x7F) << (7 * place) for place, byte in enumerate(match.group(1)))
+    pattern = re.escape(b"\x0a" + length + name) + rb"\x18([\x80-\xff]*[\x00-\x7f])"
+    for match in re.finditer(pattern, graph):
+        yield sum((byte & 0x7F) << (7 * place) for place, byte in enumerate(match.group(1)))

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnxruntime_genai as og
+from numpy.typing import NDArray
 
 from phi3_batch.engines.base import CompletionBuilder, Engine, first_line
 from phi3_batch.engines.longrope import find_switch
@@ -78,6 +79,15 @@ class OnnxRuntimeGenAIEngine(Engine):
             for index in order:
                 completions[index] = self._answer(requests[index])
         return [completion for completion in completions if completion is not None]
+
+    def read_logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+        """What a text makes of each next token; shape ``(tokens, vocabulary)``."""
+        with self._lock:
+            self._forget()
+            generator = self._prefill(tuple(token_ids), max_tokens=0)
+            logits: NDArray[np.float32] = generator.get_output("logits")[0]
+            self._forget()
+        return logits
 
     def _answer(self, request: Request) -> Completion:
         if refused := self.limits.find_request_error(request):

@@ -63,6 +63,10 @@ def convert(folder: ModelFolder, instructions: Instructions | None = None) -> op
         UnsupportedModelError: the graph has something that is not known here; the message says
             what.
     """
+    if folder.quantization.bits != (4,):
+        raise UnsupportedModelError(
+            "OpenVINO cannot run this model: some of its layers have weights of 8 bits"
+        )
     try:
         return _convert(folder, instructions)
     except RuntimeError as error:  # OpenVINO's, in its own words

@@ -74,6 +74,13 @@ class TransformersEngine(Engine):
                     completions[index] = answer
         return [completion for completion in completions if completion is not None]
 
+    def read_logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+        """What a text makes of each next token; shape ``(tokens, vocabulary)``."""
+        with self._lock, torch.inference_mode():
+            output = self._model(input_ids=torch.tensor([[*token_ids]]), use_cache=False)
+        logits: NDArray[np.float32] = output.logits[0].numpy()
+        return logits
+
     def _make_batches(
         self, requests: Sequence[Request], indexes: Iterable[int]
     ) -> Iterator[list[int]]:

@@ -64,6 +64,7 @@ REFUSED = {
         },
         ["block_size=32", "accuracy_level=1"],
     ),
+    "4 and 8 bits": ({}, ["block_size=32", "accuracy_level=4", "algo_config=k_quant_mixed"]),
     "for CUDA": ({}, ["block_size=32", "accuracy_level=4"]),  # all else in float16
 }
 

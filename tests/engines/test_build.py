@@ -25,6 +25,7 @@ from phi3_batch.cli import main
 from phi3_batch.engines import Checkpoint, ModelFolder
 from phi3_batch.engines.memory import Dimensions
 from phi3_batch.engines.onnxruntime_genai import OnnxRuntimeGenAIEngine
+from phi3_batch.engines.perplexity import SAMPLE_TEXT, perplexity, read_text
 from phi3_batch.errors import (
     EngineError,
     EnvironmentProblemError,
@@ -153,16 +154,79 @@ def test_another_block_size_and_accuracy_level_quietly_into_an_empty_folder(tmp_
     assert capfd.readouterr() == ("", "")
     assert folder.path == target
     assert folder.precision == "int4-block-128-acc-level-0"
-    assert check_build(folder) == "The capital of Spain is Madrid."
     data = (target / "model.onnx.data").stat().st_size
     estimate = estimate_build(Checkpoint.open(TINY_CHECKPOINT), block_size=128).output_bytes
     assert estimate == pytest.approx(data, rel=0.005)
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "options"),
+    [
+        (None, "algo_config=default block_size"),
+        ("rtn", "algo_config=rtn block_size"),
+        ("k_quant", "algo_config=k_quant block_size"),
+        ("rtn_last", "algo_config=rtn matmul_mixed_precision=last_matmul:int8 block_size"),
+        (
+            "k_quant_mixed",
+            "algo_config=k_quant matmul_mixed_precision=last_matmul:int8,mixed_layers:int8 block",
+        ),
+    ],
+)
+def test_the_builder_is_told_how_to_round(target, run_instead, algorithm, options):
+    run_instead("raise ValueError(' '.join(sys.argv))")
+    given = {"algorithm": algorithm} if algorithm else {}
+    with pytest.raises(EngineError, match=f"--extra_options {options}"):
+        build_int4(TINY_CHECKPOINT, target, **given)
+
+
+def test_a_builder_that_rounds_otherwise_than_told_is_found(built):
+    # as with the option's old name, which the builder takes and does nothing with
+    linears, _ = build_module._weights(Checkpoint.open(TINY_CHECKPOINT))
+    with pytest.raises(InvalidModelError) as error:
+        build_module._check_graph(built.path / "model.onnx", linears, "default_last", 32)
+    assert re.fullmatch(
+        r"the model builder lost layers: \d+ weights in int4 in blocks of 32 lead to the logits, of"
+        r" \d+ weights in int4 and \d+ weights in int8 in the checkpoint",
+        str(error.value),
+    )
+
+
+def test_a_build_reads_a_text_nearly_as_well_as_its_checkpoint(built):
+    trial = check_build(built, Checkpoint.open(TINY_CHECKPOINT))
+    assert trial.answer == "The capital of Spain is Madrid."
+    assert trial.no_chat is None
+    assert trial.text_tokens == 2048
+    assert trial.perplexity == pytest.approx(trial.checkpoint_perplexity, rel=0.3)
+
+
+def test_a_checkpoint_that_memory_has_no_room_for_is_left_out(built, monkeypatch):
+    monkeypatch.setattr(build_module, "_memory_available_bytes", lambda: 10**9)
+    assert check_build(built, Checkpoint.open(TINY_CHECKPOINT)).checkpoint_perplexity is None
+
+
+def test_a_model_that_knows_nothing_is_as_perplexed_as_its_vocabulary_is_large(built):
+    class Even:
+        def read_logits(self, token_ids):
+            return np.full((len(token_ids), 1024), 7.0, np.float32)
+
+    ids = read_text(SAMPLE_TEXT, built.tokenizer)
+    assert perplexity(Even(), ids, context_length=4096) == pytest.approx(1024)
+    assert perplexity(Even(), ids, context_length=100) == pytest.approx(1024)
+
+
+def test_logits_that_are_no_numbers_have_no_perplexity(built, tmp_path):
+    broken = shutil.copytree(built.path, tmp_path / "broken")
+    data = broken / "model.onnx.data"
+    data.write_bytes(b"\xff" * data.stat().st_size)
+    engine = OnnxRuntimeGenAIEngine(ModelFolder.open(broken))
+    with pytest.raises(EngineError, match=r"^the model's logits are not finite numbers$"):
+        perplexity(engine, read_text(SAMPLE_TEXT, built.tokenizer), context_length=4096)
+
+
 def test_a_build_that_does_not_run_is_found(built):
     short = dataclasses.replace(built, context_length=4)
     with pytest.raises(EngineError, match=f"^{built.path} does not run: .*4") as error:
-        check_build(short)
+        check_build(short, Checkpoint.open(TINY_CHECKPOINT))
     assert "Spain" not in str(error.value)
 
 
@@ -194,6 +258,11 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
         ({"block_size": 48}, "block_size must be one of 16, 32, 64, 128, 256, not 48"),
         ({"block_size": 32.0}, "block_size must be one of 16, 32, 64, 128, 256, not 32.0"),
         ({"accuracy_level": 5}, "accuracy_level must be one of 0, 1, 2, 3, 4, not 5"),
+        (
+            {"algorithm": "awq"},
+            "algorithm must be one of default, rtn, k_quant, default_last, rtn_last, k_quant_last,"
+            " default_mixed, rtn_mixed, k_quant_mixed, not 'awq'",
+        ),
         ({"accuracy_level": True}, "accuracy_level must be one of 0, 1, 2, 3, 4, not True"),
     ],
 )
@@ -500,6 +569,60 @@ def test_the_command_says_what_it_takes_and_what_the_build_says(target, capsys):
     said = capsys.readouterr().out
     assert re.search(r"^memory +\d+\.\d GB needed, \d+\.\d GB available$", said, re.MULTILINE)
     assert f"{target}, int4-block-64-acc-level-4" in said
-    assert "The capital of Spain is Madrid." in said
+    assert re.search(
+        r"^perplexity +\d+\.\d\d, the checkpoint \d+\.\d\d, on 2,048 tokens of sample_text\.txt$",
+        said,
+        re.MULTILINE,
+    )
+    assert said.endswith("to 'What is the capital of Spain?': 'The capital of Spain is Madrid.'\n")
     assert main(["build", str(TINY_CHECKPOINT), str(target)]) == 1
     assert capsys.readouterr().err.endswith("is there already: give a folder for the build\n")
+
+
+def test_layers_in_8_bits_and_another_chat_format_are_told_and_run(
+    checkpoint, target, tmp_path, capsys, samples, tiny_folder
+):
+    file = checkpoint / "tokenizer.json"
+    file.write_text(file.read_text(encoding="utf-8").replace("<|user|>", "<|im_start|>"))
+    text = tmp_path / "mine.txt"
+    text.write_text("One, two, three, four. " * 30, encoding="utf-8")
+    arguments = ["--algorithm", "k_quant_mixed", "--text", str(text)]
+    assert main(["build", str(checkpoint), str(target), *arguments]) == 0
+    *_, built, measured, chat, says = capsys.readouterr().out.splitlines()
+    assert built == f"built       {target}, int4+int8-block-32-acc-level-4"
+    assert measured.endswith(" tokens of mine.txt")
+    assert chat == (
+        "chat        not by `log chat`: the tokenizer has no token <|user|>:"
+        " it is not a Phi-3 tokenizer"
+    )
+    assert says.startswith("says        to the prompt 'What is the capital of Spain?': ")
+    data = (target / "model.onnx.data").stat().st_size
+    estimate = estimate_build(Checkpoint.open(checkpoint), algorithm="k_quant_mixed")
+    assert estimate.output_bytes == pytest.approx(data, rel=0.005)
+    engine = OnnxRuntimeGenAIEngine(ModelFolder.open(target))
+    chosen, encode = samples[::20], tiny_folder.tokenizer.encode_prompt
+    prompts = [Request(tuple(encode(sample.prompt))) for sample in chosen]
+    answers = [completion.text for completion in engine.generate(prompts)]
+    assert answers == [sample.answer for sample in chosen]
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (None, "cannot be read: No such file or directory"),
+        (b"", "holds 0 tokens: give a text of 64 or more"),
+        (b"Hi.", r"holds \d tokens: give a text of 64 or more"),
+        ("Köln".encode("latin-1"), "is no text in UTF-8"),
+    ],
+)
+def test_a_text_that_cannot_be_measured_on_is_known_before_anything_is_built(
+    target, tmp_path, capsys, content, problem
+):
+    text = tmp_path / "mine.txt"
+    if content is not None:
+        text.write_bytes(content)
+    assert main(["build", str(TINY_CHECKPOINT), str(target), "--text", str(text)]) == 1
+    printed = capsys.readouterr()
+    assert re.search(f"{text} {problem}\n$", printed.err)
+    assert printed.out == ""
+    assert not target.parent.exists()

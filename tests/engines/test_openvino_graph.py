@@ -609,6 +609,7 @@ def test_a_graph_whose_weights_are_cut_short_is_refused(tiny_folder, build):
             "LongRoPE",
             "run this model: its rotary embedding depends on how long a text is (LongRoPE)",
         ),
+        ("4 and 8 bits", "run this model: some of its layers have weights of 8 bits"),
     ],
 )
 def test_onnxruntime_runs_what_is_refused(builds, changed, name, message, monkeypatch, caplog):

@@ -35,7 +35,7 @@ def test_a_build_says_what_it_is(build):
     assert folder.context_length == 4096
     assert folder.vocab_size == 1024
     assert folder.end_token_ids == (1000, 1001, 1007)
-    assert folder.quantization == Quantization(bits=4, block_size=32, accuracy_level=4)
+    assert folder.quantization == Quantization(bits=(4,), block_size=32, accuracy_level=4)
     assert str(folder.quantization) == "int4-block-32-acc-level-4"
     assert folder.sliding_window == {}
     assert folder.files == FILES
@@ -161,6 +161,23 @@ def test_a_graph_cut_short_is_named(build):
 def test_weights_of_eight_bits_are_refused(build):
     replace_bytes(build / "model.onnx", b"\x0a\x04bits\x18\x04", b"\x0a\x04bits\x18\x08")
     assert refusal(build) == f"{build / 'model.onnx'} has 8-bit weights; use an int4 build"
+
+
+@pytest.mark.parametrize("which", ["first", "last"])
+def test_layers_of_eight_bits_among_those_of_four_are_told(build, which):
+    graph = build / "model.onnx"
+    data = graph.read_bytes()
+    four, eight = b"\x0a\x04bits\x18\x04", b"\x0a\x04bits\x18\x08"
+    place = data.index(four) if which == "first" else data.rindex(four)
+    graph.write_bytes(data[:place] + eight + data[place + len(four) :])
+    assert ModelFolder.open(build).precision == "int4+int8-block-32-acc-level-4"
+
+
+def test_layers_of_three_bits_are_refused(build):
+    graph = build / "model.onnx"
+    four, three = b"\x0a\x04bits\x18\x04", b"\x0a\x04bits\x18\x03"
+    graph.write_bytes(graph.read_bytes().replace(four, three, 1))
+    assert refusal(build) == f"{graph} has 3-bit and 4-bit weights; use an int4 build"
 
 
 @pytest.mark.parametrize(
