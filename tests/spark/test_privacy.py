@@ -60,6 +60,7 @@ def table(spark: SparkSession, tmp_path: Path) -> Table:
 
 @pytest.fixture
 def check(
+    spark: SparkSession,
     store: Path,
     event_log: Path,
     worker_log: Path,
@@ -102,6 +103,7 @@ def check(
 
     def look(job: str, *, by_spark: bool = False) -> str:
         nonlocal said
+        spark.sparkContext._jsc.sc().listenerBus().waitUntilEmpty()
         said = capfd.readouterr()
         found = [
             f"{place}: {text[max(0, at - 300) : at + 60]!r}"
@@ -117,7 +119,8 @@ def check(
     leaks: list[str] = []
     yield look
     assert not leaks, "\n\n".join(leaks)
-    assert any(event_log in file.parents for file in _looked_at)
+    events = [file.read_text() for file in _looked_at if event_log in file.parents]
+    assert "SparkListenerSQLExecutionStart" in "".join(events)  # it is looked at
 
 
 Check = Callable[..., str]
@@ -149,8 +152,8 @@ def test_rows_at_which_a_model_raises_or_the_output(
     [error] = spark.read.format("delta").load(output).selectExpr("error.message").dropna().collect()
     assert error[0] == "the model raised Refusal"
 
-    spark.sql(f"ALTER TABLE delta.`{output}` ADD CONSTRAINT brief CHECK (length(note) < 9)")
-    more = table(("sound",))
+    spark.sql(f"ALTER TABLE delta.`{output}` ADD CONSTRAINT brief CHECK (length(prompt) < 40)")
+    more = table(("sound " * 9,))
     assert score(quoting, more, output, "--mode", "append") == 1
     assert "CHECK constraint brief" in check("a CHECK constraint", by_spark=True)
     assert score(quoting, table(("poison",)), str(tmp_path / "none")) == 1

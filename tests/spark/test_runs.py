@@ -14,9 +14,10 @@ import pytest
 from pyspark.sql import DataFrame, SparkSession
 
 from phi3_batch.cli import main
-from phi3_batch.scoring import identity
+from phi3_batch.scoring import identity, incremental, tables
 from phi3_batch.scoring.chunks import ChunkScorer, ScoredChunk
 from phi3_batch.scoring.plan import Chunk
+from phi3_batch.scoring.tables import Location
 from tests.conftest import Sample
 from tests.spark.test_score import MADRID, SPAIN, score
 
@@ -323,6 +324,21 @@ def test_a_new_copy_of_a_sampled_request_has_a_text_of_its_own(
             params={"temperature": 3.0, "max_tokens": 12},
         )
         assert {after[number]["completion"] for number in numbers} == set(at_once)
+
+
+def test_copies_are_numbered_on_from_those_that_the_output_has(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    before = [(1, "r"), (2, "r"), (3, "r"), (4, "s")]
+    table = spark.createDataFrame(before, "id long, request_id string")
+    table.write.format("delta").save(str(tmp_path / "out"))
+    output = tables.open_output(spark, Location(str(tmp_path / "out")))
+    # 1 has changed, and another may have its number's text; 4 is asked again
+    to_score = spark.createDataFrame(
+        [(1, "s"), (4, "s"), (5, "r"), (6, "t")], "id long, asked string"
+    )
+    counted = incremental.count_existing(spark, to_score, "asked", output, ["id"], existing="n")
+    assert {row["id"]: row["n"] for row in counted.collect()} == {1: 0, 4: 0, 5: 3, 6: 0}
 
 
 def test_ids_that_name_no_row(
