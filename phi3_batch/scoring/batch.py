@@ -18,8 +18,9 @@ from phi3_batch.errors import InputGoneError, ScoringError
 from phi3_batch.scoring import commits, faults, schema, session, statistics, tables
 from phi3_batch.scoring.balance import Balance, compare
 from phi3_batch.scoring.chunks import ChunkScorer, ScoredChunk
+from phi3_batch.scoring.columns import named
 from phi3_batch.scoring.ledger import describe_commit, read_ledger
-from phi3_batch.scoring.plan import REQUEST_ID, ScoringPlan
+from phi3_batch.scoring.plan import ScoringPlan
 from phi3_batch.scoring.statistics import Statistics
 from phi3_batch.scoring.udf import engines_in_use, worker_settings
 
@@ -163,10 +164,13 @@ def run_scoring(
         outcome = job.run()
         scored = outcome is not Outcome.INTERRUPTED and progress.requests_done
         engines = engines_in_use(spark, plan.slots) if scored else set()
+    says = describe_commit(plan.fingerprint, chunk=None)
+    if outcome is Outcome.COMPLETE and plan.to_update is not None:
+        commits.update_kept(plan.to_update, plan.options.output, plan.options.ids, plan.kept, says)
     if outcome is Outcome.COMPLETE and plan.to_delete:
-        says = describe_commit(plan.fingerprint, chunk=None)
+        ids = plan.options.ids
         commits.delete_others(
-            plan.input.rows.select(*plan.options.ids), plan.options.output, plan.options.ids, says
+            plan.input.rows.select(*map(named, ids)), plan.options.output, ids, says
         )
     return replace(_summarize(spark, plan, outcome, progress), engines=frozenset(engines))
 
@@ -280,9 +284,10 @@ def check_finished(spark: SparkSession, plan: ScoringPlan) -> Balance:
 
 def _check_balance(plan: ScoringPlan, table: DataFrame) -> Balance:
     balance = compare(
-        plan.pinned.withColumnRenamed(REQUEST_ID, schema.REQUEST_ID),
+        plan.pinned,
         table if plan.options.ids else _rows_of(plan, table),
         plan.options.ids,
+        [field for field in plan.pinned.schema if field.name in plan.kept],
     )
     if not balance.ok:
         raise ScoringError(

@@ -101,7 +101,9 @@ class ChunkScorer:
 
         def commit(rows: DataFrame) -> None:
             try:
-                commits.begin(rows, plan.options.output, mode, plan.state.transaction, says)
+                commits.begin(
+                    rows, plan.options.output, mode, plan.state.transaction, says, plan.partitions
+                )
             except commits.WrittenByAnotherError as error:
                 if self._has_begun() or error.__cause__ is None:
                     raise

@@ -13,6 +13,8 @@ import delta.exceptions as delta_errors
 from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame
 
+from phi3_batch.scoring.columns import quoted
+from phi3_batch.scoring.incremental import update_clause
 from phi3_batch.scoring.tables import Location, WriteMode
 
 # Delta writes its value into the commit, and DESCRIBE HISTORY shows it as userMetadata
@@ -37,7 +39,14 @@ class WrittenByAnotherError(Exception):
     """Another driver has committed this chunk, or begun this run, in the meantime."""
 
 
-def begin(rows: DataFrame, output: Location, mode: WriteMode, transaction: str, says: str) -> None:
+def begin(
+    rows: DataFrame,
+    output: Location,
+    mode: WriteMode,
+    transaction: str,
+    says: str,
+    partitions: Sequence[str] = (),
+) -> None:
     """Make a run's first commit, which makes, adds to or replaces the table.
 
     Args:
@@ -46,6 +55,7 @@ def begin(rows: DataFrame, output: Location, mode: WriteMode, transaction: str, 
         mode: "error" makes it.
         transaction: names this commit to Delta.
         says: the commit's userMetadata.
+        partitions: columns that a replaced table is partitioned by, as before.
 
     Raises:
         WrittenByAnotherError: another driver made the same commit at the same time.
@@ -53,7 +63,7 @@ def begin(rows: DataFrame, output: Location, mode: WriteMode, transaction: str, 
     writer = rows.write.format("delta").mode("errorifexists" if mode == "error" else mode)
     writer = writer.option("txnAppId", transaction).option("txnVersion", 1)
     if mode == "overwrite":
-        writer = writer.option("overwriteSchema", "true")
+        writer = writer.option("overwriteSchema", "true").partitionBy(*partitions)
     conf = rows.sparkSession.conf
     conf.set(_METADATA_CONF, says)  # the writer's option of that name is lost in saveAsTable
     try:
@@ -101,7 +111,7 @@ def merge(rows: DataFrame, output: Location, ids: Sequence[str], says: str) -> N
         output,
         ids,
         # another driver may have put the row there already: once is enough
-        "WHEN MATCHED AND (there.request_id <> new.request_id OR there.error IS NOT NULL)"
+        "WHEN MATCHED AND (NOT there.request_id <=> new.request_id OR there.error IS NOT NULL)"
         " THEN UPDATE SET * WHEN NOT MATCHED THEN INSERT *",
         says,
     )
@@ -114,11 +124,17 @@ def delete_others(rows: DataFrame, output: Location, ids: Sequence[str], says: s
     _merge(rows, output, ids, "WHEN NOT MATCHED BY SOURCE THEN DELETE", says)
 
 
+def update_kept(
+    rows: DataFrame, output: Location, ids: Sequence[str], kept: Sequence[str], says: str
+) -> None:
+    """Give the table's rows with the same ids and requests these rows' kept columns."""
+    _merge(rows, output, ids, update_clause(kept, ids), says)
+
+
 def _merge(rows: DataFrame, output: Location, ids: Sequence[str], clauses: str, says: str) -> int:
     """Run a MERGE; returns how many rows it changed."""
     spark, view = rows.sparkSession, f"phi3_batch_{uuid.uuid4().hex}"
-    names = ["`{}`".format(name.replace("`", "``")) for name in ids]
-    same = " AND ".join(f"there.{name} = new.{name}" for name in names)
+    same = " AND ".join(f"there.{name} = new.{name}" for name in map(quoted, ids))
     rows.createOrReplaceTempView(view)
     # one at a time: two would conflict with each other, and userMetadata is the session's
     with _merge_lock:
