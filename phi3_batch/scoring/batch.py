@@ -287,7 +287,7 @@ def _check_balance(plan: ScoringPlan, table: DataFrame) -> Balance:
         plan.pinned,
         table if plan.options.ids else _rows_of(plan, table),
         plan.options.ids,
-        [field for field in plan.pinned.schema if field.name in plan.kept],
+        list(plan.pinned.schema)[:-1],  # but for the request_id
     )
     if not balance.ok:
         raise ScoringError(

@@ -237,7 +237,7 @@ def plan_scoring(
 
     columns = options.source.request_columns(found)
     rows = _with_request_ids(table.rows, [*kept.fieldNames(), *columns], columns, digest)
-    pinned = rows.select(*map(named, kept.fieldNames()), F.col(REQUEST_ID).alias(schema.REQUEST_ID))
+    pinned = _identified(rows, kept)
     compared = None
     if options.ids:
         incremental.check_ids(rows, options.ids, table.location.text)
@@ -267,7 +267,7 @@ def plan_scoring(
     done = outputs.done_chunks(output, state, rows_by_chunk, chunk_count)
     changes = compared.changes if compared else None
     to_update = None
-    if compared and compared.to_update and compared.changes.updated:
+    if compared and compared.to_update is not None and compared.changes.updated:
         to_update = _identified(compared.to_update, kept)
     replaced = output if state.begin == "overwrite" else None
     plan = ScoringPlan(
