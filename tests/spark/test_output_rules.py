@@ -53,7 +53,7 @@ def test_every_demand_is_found_and_its_advice_works(spark: SparkSession, make: M
         request_id="STRING NOT NULL",
     )
     sql = output.location.sql
-    spark.sql(f"ALTER TABLE {sql} ADD CONSTRAINT few CHECK (length(name) < 5)")
+    spark.sql(f"ALTER TABLE {sql} ADD CONSTRAINT early CHECK (name < 'abcd')")
     spark.sql(f"ALTER TABLE {sql} ADD CONSTRAINT all_scored CHECK (completion_tokens > 0)")
     rows = spark.createDataFrame(
         [(1, "ab "), (None, "abcdef"), (2, "abc ")], "id long, name string"
@@ -75,7 +75,7 @@ def test_every_demand_is_found_and_its_advice_works(spark: SparkSession, make: M
         " input's",
         "the column error, which is NOT NULL and not the input's",
         "the column completion of type varchar(100) and not the input's",
-        "the CHECK constraint few (length(name) < 5)",
+        "the CHECK constraint early (name < 'abcd')",
         "the column id, which is NOT NULL",
         "the column name of type varchar(3)",
     ]
@@ -168,7 +168,7 @@ def test_a_partition_column_that_is_gone(make: Make, spark: SparkSession) -> Non
 def test_a_table_that_this_delta_cannot_write(make: Make, spark: SparkSession) -> None:
     location = make("id BIGINT").location
     log = Path(location.path) / "_delta_log"
-    for checksum in [*log.glob("*.crc"), *log.glob(".*.crc")]:
+    for checksum in log.glob("*.crc"):
         checksum.unlink()
     [commit] = log.glob("*.json")
     actions = [json.loads(line) for line in commit.read_text().splitlines()]
