@@ -27,7 +27,8 @@ def print_plan(plan: "ScoringPlan") -> None:
         print_field(
             "changes",
             f"{changes.new:,} new, {changes.changed:,} changed, {changes.failed:,} failed before,"
-            f" {changes.unchanged:,} unchanged, {changes.removed:,} removed",
+            f" {changes.unchanged:,} unchanged, {changes.removed:,} removed"
+            + (f", {changes.updated:,} updated in kept columns alone" if changes.updated else ""),
         )
     requests = sum(chunk.requests for chunk in plan.chunks)
     print_field(
@@ -42,6 +43,8 @@ def print_plan(plan: "ScoringPlan") -> None:
             f"{there:,} rows are in the output, {len(plan.to_do):,} chunks are to do",
         )
     print_field("run", plan.fingerprint)
+    for note in plan.notes:
+        out.print(f"note: {note}")
     if model.one_row_at_a_time:
         out.print(
             "note: this model answers the first row of a batch alone, so it is given one row at a"

@@ -1,5 +1,6 @@
 """The options of ``score`` and ``plan``, declared once, and what they come to."""
 
+import csv
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
@@ -157,19 +158,27 @@ def score_options(
             user_template=None if user_template is None else UserTemplate.parse(user_template),
             param_columns=_param_columns(param or []),
         ),
-        keep=_names(keep),
+        keep=_names("--keep", keep),
         keep_response=keep_response,
         limit=limit,
         mode=mode.value,
-        ids=_names(ids) or (),
+        ids=_names("--id", ids) or (),
         retry_errors=retry_errors,
         delete_removed=delete_removed,
         generation={name: value for name, value in given.items() if value is not None},
     )
 
 
-def _names(text: str | None) -> tuple[str, ...] | None:
-    return None if text is None else tuple(text.split(","))
+def _names(option: str, text: str | None) -> tuple[str, ...] | None:
+    from phi3_batch.scoring.columns import split_names
+
+    try:
+        return None if text is None else split_names(text)
+    except csv.Error as error:
+        raise InvalidParameterError(
+            f"{option} {text} cannot be read ({error}); a name with a comma in it goes between"
+            " backticks"
+        ) from error
 
 
 def _param_columns(given: Sequence[str]) -> dict[str, str]:

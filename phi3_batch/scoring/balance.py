@@ -5,12 +5,11 @@ from dataclasses import dataclass, replace
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
+from pyspark.sql.types import StructField
 
-from phi3_batch.scoring.columns import named
+from phi3_batch.scoring.columns import named, values_digest
 from phi3_batch.scoring.ledger import Ledger
 from phi3_batch.scoring.schema import FINGERPRINT, REQUEST_ID
-
-_IN, _OUT, _ASKED, _ANSWERED = "__rows_in", "__rows_out", "__asked", "__answered"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +22,8 @@ class Balance:
         missing: rows of the input that the output has not.
         doubled: rows of the output beyond the one that each row of the input has.
         orphaned: rows of the output that are none of the input's.
-        stale: with ids, rows whose request is another than the one that was answered.
+        stale: with ids, rows whose request is another than the one that was answered, or whose
+            kept columns have other values.
         orphans_allowed: whether orphaned rows are as they should be: with ids, the input may have
             lost rows that the output keeps.
         unknown: rows of the output that no run of its history has written, where all should be of
@@ -54,32 +54,34 @@ class Balance:
         )
 
 
-def compare(rows_in: DataFrame, rows_out: DataFrame, ids: Sequence[str]) -> Balance:
+def compare(
+    rows_in: DataFrame,
+    rows_out: DataFrame,
+    ids: Sequence[str],
+    kept: Sequence[StructField] = (),
+) -> Balance:
     """Count an input against an output.
 
     Args:
         rows_in: with a column ``request_id``.
         rows_out: with a column ``request_id``.
         ids: columns that name a row; without any, rows are told apart by their requests.
+        kept: with ids, columns that both have, and that must have the same values.
     """
-    keys = list(ids) or [REQUEST_ID]
-    request = F.max(REQUEST_ID)
-    wanted = rows_in.groupBy(*map(named, keys)).agg(
-        F.count(F.lit(1)).alias(_IN), request.alias(_ASKED)
+    kept = kept if ids else ()
+    both = _counted(rows_in, ids, kept, "in").join(
+        _counted(rows_out, ids, kept, "out"), on="key", how="full"
     )
-    there = rows_out.groupBy(*map(named, keys)).agg(
-        F.count(F.lit(1)).alias(_OUT), request.alias(_ANSWERED)
-    )
-    both = wanted.join(there, on=keys, how="full")
-    count_in, count_out = F.coalesce(_IN, F.lit(0)), F.coalesce(_OUT, F.lit(0))
+    count_in, count_out = (F.coalesce(f"count_{side}", F.lit(0)) for side in ("in", "out"))
     known = count_in > 0
+    same = F.col("row_in").eqNullSafe(F.col("row_out"))
     counted = both.agg(
         F.sum(count_in),
         F.sum(count_out),
         F.sum(F.greatest(count_in - count_out, F.lit(0))),
         F.sum(F.when(known, F.greatest(count_out - count_in, F.lit(0)))),
         F.sum(F.when(~known, count_out)),
-        F.count_if(F.col(_ASKED) != F.col(_ANSWERED)),
+        F.count_if(known & (count_out > 0) & ~same),
     ).head()
     assert counted is not None  # an aggregate of no rows is a row too
     ins, outs, missing, doubled, orphaned, stale = (count or 0 for count in counted)
@@ -87,7 +89,12 @@ def compare(rows_in: DataFrame, rows_out: DataFrame, ids: Sequence[str]) -> Bala
 
 
 def compare_run(
-    rows_in: DataFrame, table: DataFrame, ledger: Ledger, fingerprint: str, ids: Sequence[str]
+    rows_in: DataFrame,
+    table: DataFrame,
+    ledger: Ledger,
+    fingerprint: str,
+    ids: Sequence[str],
+    kept: Sequence[StructField],
 ) -> Balance:
     """Count the input of a run against its output; all of that, where nothing else may be in it.
 
@@ -97,9 +104,10 @@ def compare_run(
         ledger: the output's history.
         fingerprint: of the run.
         ids: columns that name a row; without any, the rows with the run's fingerprint are its own.
+        kept: with ids, columns that both have, and that must have the same values.
     """
     own = table if ids else table.where(F.col(FINGERPRINT) == fingerprint)
-    balance = compare(rows_in, own, ids)
+    balance = compare(rows_in, own, ids, kept)
     if ledger.is_all_ours:
         return replace(balance, unknown=count_unknown(table, ledger))
     return balance
@@ -114,3 +122,16 @@ def count_unknown(table: DataFrame, ledger: Ledger) -> int:
     """
     known = sorted({commit.fingerprint for commit in ledger.since_replaced()})
     return table.where(~F.coalesce(F.col(FINGERPRINT).isin(known), F.lit(False))).count()
+
+
+def _counted(
+    rows: DataFrame, ids: Sequence[str], kept: Sequence[StructField], side: str
+) -> DataFrame:
+    """How often each key is there, and with what; the tables' own names play no part in it."""
+    key = F.struct(*map(named, ids or [REQUEST_ID]))
+    row = F.struct(named(REQUEST_ID), values_digest(kept))
+    return (
+        rows.select(key.alias("key"), row.alias("row"))
+        .groupBy("key")
+        .agg(F.count(F.lit(1)).alias(f"count_{side}"), F.max("row").alias(f"row_{side}"))
+    )

@@ -19,7 +19,7 @@ from phi3_batch.scoring import faults, schema, session, statistics, tables
 from phi3_batch.scoring.balance import Balance, compare_run
 from phi3_batch.scoring.chunks import ChunkScorer, ScoredChunk
 from phi3_batch.scoring.ledger import Ledger, read_ledger
-from phi3_batch.scoring.plan import REQUEST_ID, ScoringPlan
+from phi3_batch.scoring.plan import ScoringPlan
 from phi3_batch.scoring.statistics import Statistics
 from phi3_batch.scoring.udf import engines_in_use, worker_settings
 
@@ -208,8 +208,8 @@ class _Job:
                 while waiting and len(self._running) < self._in_flight and not self._is_spent():
                     self._submit(partial(scorer.score, waiting.popleft()))
                 self._wait()
-            if not waiting and self._plan.to_delete:
-                self._finish(scorer.delete_removed)
+            if not waiting:
+                self._finish(scorer.bring_up_to_date)
         except KeyboardInterrupt:
             self._drop_running()
             return Outcome.INTERRUPTED
@@ -284,11 +284,12 @@ def check_finished(spark: SparkSession, plan: ScoringPlan) -> Balance:
 
 def _check_balance(plan: ScoringPlan, table: DataFrame, ledger: Ledger) -> Balance:
     balance = compare_run(
-        plan.pinned.withColumnRenamed(REQUEST_ID, schema.REQUEST_ID),
+        plan.pinned,
         table,
         ledger,
         plan.fingerprint,
         plan.options.ids,
+        list(plan.pinned.schema)[:-1],  # but for the request_id
     )
     if not balance.ok:
         raise ScoringError(

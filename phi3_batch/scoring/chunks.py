@@ -88,11 +88,11 @@ class ChunkScorer:
         record = plan.record(self._run_id)
         if chunk is None:
             nothing = self._rows(self._work(Chunk(0, 0, 0)).limit(0), 1, {}).drop(_COPY)
-            self._committer.begin(nothing, record, mode, None)
+            self._committer.begin(nothing, record, mode, None, plan.partitions)
             return None
 
         def commit(rows: DataFrame) -> bool:
-            begun = self._committer.begin(rows, record, mode, chunk.number)
+            begun = self._committer.begin(rows, record, mode, chunk.number, plan.partitions)
             return begun or self._add(rows, chunk)  # another driver's first may have been another
 
         return self._score(chunk, commit, slots=plan.slots)
@@ -102,12 +102,14 @@ class ChunkScorer:
         slots = -(-self._plan.slots // self.side_by_side)
         return self._score(chunk, lambda rows: self._add(rows, chunk), slots)
 
-    def delete_removed(self) -> None:
-        """Delete the rows of the output that the input has no longer."""
+    def bring_up_to_date(self) -> None:
+        """Write what takes no model: kept columns that alone have changed, and deletions."""
         plan = self._plan
-        self._committer.delete_others(
-            plan.input.rows.select(*map(named, plan.options.ids)), plan.options.ids
-        )
+        if plan.to_update is not None:
+            self._committer.update_kept(plan.to_update, plan.options.ids, plan.kept)
+        if plan.to_delete:
+            ids = plan.options.ids
+            self._committer.delete_others(plan.input.rows.select(*map(named, ids)), ids)
 
     def _add(self, rows: DataFrame, chunk: Chunk) -> bool:
         """Commit a chunk of a run that has begun; False where another driver has."""

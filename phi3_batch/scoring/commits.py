@@ -21,6 +21,8 @@ from pyspark.sql import DataFrame, SparkSession
 
 from phi3_batch.errors import ScoringError
 from phi3_batch.scoring import rivals
+from phi3_batch.scoring.columns import quoted
+from phi3_batch.scoring.incremental import update_clause
 from phi3_batch.scoring.ledger import Commit, Ledger, RunRecord, describe_commit, read_ledger
 from phi3_batch.scoring.rivals import Contender
 from phi3_batch.scoring.tables import Location, WriteMode
@@ -80,7 +82,14 @@ class Committer:
         self._lock = threading.Lock()
         self._own_session: SparkSession | None = None
 
-    def begin(self, rows: DataFrame, record: RunRecord, mode: WriteMode, chunk: int | None) -> bool:
+    def begin(
+        self,
+        rows: DataFrame,
+        record: RunRecord,
+        mode: WriteMode,
+        chunk: int | None,
+        partitions: Sequence[str] = (),
+    ) -> bool:
         """Make the run's first commit, which makes, adds to or replaces the table.
 
         Args:
@@ -88,6 +97,7 @@ class Committer:
             record: what the commit says of the run.
             mode: "error" makes the table.
             chunk: its number.
+            partitions: columns that a replaced table is partitioned by, as before.
 
         Returns:
             Whether it was made here; else another driver has begun the same run.
@@ -97,7 +107,7 @@ class Committer:
         """
         with self._lock:
             for _ in range(_ATTEMPTS):
-                landed = self._try(_write(self._output, mode), rows, chunk, record)
+                landed = self._try(_write(self._output, mode, partitions), rows, chunk, record)
                 begun = rivals.find_own_start(self._run, self._since)
                 if begun:
                     self._start = begun.version
@@ -139,10 +149,18 @@ class Committer:
         """
         # another driver may have put the row there already: once is enough
         clauses = (
-            "WHEN MATCHED AND (there.request_id <> new.request_id OR there.error IS NOT NULL)"
+            "WHEN MATCHED AND (NOT there.request_id <=> new.request_id OR there.error IS NOT NULL)"
             " THEN UPDATE SET * WHEN NOT MATCHED THEN INSERT *"
         )
         return self._merge(rows, ids, clauses, chunk) > 0
+
+    def update_kept(self, rows: DataFrame, ids: Sequence[str], kept: Sequence[str]) -> None:
+        """Give the table's rows with the same ids and requests these rows' kept columns.
+
+        Raises:
+            SupersededError: a later run has begun to write the same rows.
+        """
+        self._merge(rows, ids, update_clause(kept, ids), chunk=None)
 
     def delete_others(self, rows: DataFrame, ids: Sequence[str]) -> None:
         """Delete the rows of the table whose ids are not among these rows.
@@ -256,14 +274,14 @@ class Committer:
         )
 
 
-def _write(output: Location, mode: WriteMode) -> _Statement:
+def _write(output: Location, mode: WriteMode, partitions: Sequence[str]) -> _Statement:
     """Make, replace or extend a table."""
 
     def run(session: SparkSession, rows: str) -> int:
         writer = session.table(rows).write.format("delta")
         writer = writer.mode("errorifexists" if mode == "error" else mode)
         if mode == "overwrite":
-            writer = writer.option("overwriteSchema", "true")
+            writer = writer.option("overwriteSchema", "true").partitionBy(*partitions)
         if output.is_path:
             writer.save(output.path)
         else:
@@ -282,8 +300,7 @@ def _append(output: Location) -> _Statement:
 
 
 def _merge(output: Location, ids: Sequence[str], clauses: str) -> _Statement:
-    names = ["`{}`".format(name.replace("`", "``")) for name in ids]
-    same = " AND ".join(f"there.{name} = new.{name}" for name in names)
+    same = " AND ".join(f"there.{name} = new.{name}" for name in map(quoted, ids))
 
     def run(session: SparkSession, rows: str) -> int:
         merge = f"MERGE INTO {output.sql} AS there USING {rows} AS new ON {same} {clauses}"

@@ -1,18 +1,27 @@
 """Incremental runs: with ids, rows are compared with what the output has of them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
+from pyspark.sql.types import ArrayType, DataType, MapType, StructField, StructType
 
-from phi3_batch.errors import TableError
+from phi3_batch.errors import InvalidParameterError, TableError
 from phi3_batch.scoring import schema, tables
-from phi3_batch.scoring.columns import named
+from phi3_batch.scoring.columns import (
+    OURS,
+    find_field,
+    join_names,
+    named,
+    quoted,
+    values_digest,
+)
 from phi3_batch.scoring.tables import OutputTable
 
-_THERE, _FAILED = "__phi3_batch_there", "__phi3_batch_failed"
-_ROWS, _AGAIN = "__phi3_batch_rows", "__phi3_batch_again"
+_THERE, _ANSWERED, _FAILED = f"{OURS}there", f"{OURS}answered", f"{OURS}failed"
+_KEPT, _KEPT_THERE = f"{OURS}kept", f"{OURS}kept_there"
+_ROWS, _AGAIN = f"{OURS}rows", f"{OURS}again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +31,8 @@ class Changes:
     Attributes:
         new: rows whose id the output has not.
         changed: rows whose request is another than that of their id in the output.
+        updated: rows whose request is the same, and whose other kept columns are not: they get
+            the new values, and keep what was answered.
         failed: rows with an error there.
         unchanged: rows that are there as they are, and without an error.
         removed: ids of the output that the input has no longer.
@@ -29,25 +40,75 @@ class Changes:
 
     new: int
     changed: int
+    updated: int
     failed: int
     unchanged: int
     removed: int
 
 
-def check_ids(rows: DataFrame, ids: Sequence[str], kept: Sequence[str], where: str) -> None:
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """An input against its output.
+
+    Attributes:
+        to_score: the input's rows that are new or have changed.
+        to_update: those whose kept columns alone have changed; None where there can be none.
+        changes: how many there are of which kind.
+    """
+
+    to_score: DataFrame
+    to_update: DataFrame | None
+    changes: Changes
+
+
+def resolve_ids(kept: StructType, ids: Sequence[str]) -> tuple[str, ...]:
+    """The names of ``--id`` as the table spells them.
+
+    Args:
+        kept: the columns of the input that go into the output.
+        ids: as the user gave them.
+
+    Raises:
+        TableError: a column is not there or not kept, or Spark or Delta cannot go by it.
+        InvalidParameterError: one is given twice.
+    """
+    found = []
+    for name in ids:
+        field = find_field(kept, name)
+        if field is None:
+            raise TableError(
+                f"--id {name} is not among the columns of the output"
+                f" ({', '.join(kept.fieldNames())})"
+            )
+        if not _is_comparable(field.dataType):
+            raise TableError(
+                f"--id {name} is {field.dataType.simpleString()}, which Spark cannot compare:"
+                " name other columns"
+            )
+        if field.name in found:
+            raise InvalidParameterError(f"--id names {name} twice")
+        found.append(field.name)
+    ticked = [name for name in kept.fieldNames() if "`" in name]
+    if found and ticked:
+        others = join_names(name for name in kept.fieldNames() if name not in ticked)
+        raise TableError(
+            f"Delta's MERGE, which --id needs, takes no column named like {ticked[0]!r}: leave it"
+            f" out with --keep {others}"
+        )
+    return tuple(found)
+
+
+def check_ids(rows: DataFrame, ids: Sequence[str], where: str) -> None:
     """See that ids name each row of a table.
 
     Raises:
-        TableError: a column is not there or not kept, an id is null, or two rows have one.
+        TableError: an id is null, or two rows have one.
     """
-    for name in ids:
-        if name not in kept:
-            raise TableError(
-                f"--id {name} is not among the columns of the output ({', '.join(kept)})"
-            )
     null = rows.where(_any_null(ids)).count()
     if null:
-        raise TableError(f"{null:,} rows of {where} have no {', '.join(ids)}: an id names a row")
+        raise TableError(
+            f"{null:,} rows of {where} have no {' or no '.join(ids)}: an id names a row"
+        )
     twice = rows.groupBy(*map(named, ids)).count().where("count > 1")
     summary = twice.agg(F.count(F.lit(1)), F.sum("count")).head()
     assert summary is not None  # an aggregate of no rows is a row too
@@ -65,11 +126,12 @@ def compare(
     request_id: str,
     output: OutputTable,
     ids: Sequence[str],
+    kept: Iterable[StructField],
     *,
     anew: bool,
     retry_errors: bool,
-) -> tuple[DataFrame, Changes]:
-    """The rows that are to be scored, and how many of which kind there are.
+) -> Comparison:
+    """The rows that are to be scored, those to be updated, and how many of which kind there are.
 
     Args:
         spark: the session.
@@ -77,6 +139,7 @@ def compare(
         request_id: the column of their hashes.
         output: the table as it is now; compared at this version, whatever is written to it.
         ids: columns that name a row.
+        kept: columns that go into the output.
         anew: score all rows, the output is not there or will be replaced.
         retry_errors: score rows again that have an error.
 
@@ -84,25 +147,50 @@ def compare(
         TableError: two rows of the output have one id.
     """
     if anew or output.version is None:
-        return rows, Changes(rows.count(), 0, 0, 0, 0)
+        return Comparison(rows, None, Changes(rows.count(), 0, 0, 0, 0, 0))
     table = tables.read_version(spark, output.location, output.version)
-    check_ids(table, ids, table.columns, output.location.text)
+    check_ids(table, ids, output.location.text)
+    others = [field for field in kept if field.name not in ids]
     there = table.select(
         *map(named, ids),
-        named(schema.REQUEST_ID).alias(_THERE),
+        F.lit(True).alias(_THERE),
+        named(schema.REQUEST_ID).alias(_ANSWERED),
         F.col("error").isNotNull().alias(_FAILED),
+        values_digest(others).alias(_KEPT_THERE),
     )
-    both = rows.join(there, on=list(ids), how="full")
+    here = rows.withColumn(_KEPT, values_digest(others))
+    both = here.join(there, on=list(ids), how="full")
     # a row that only one side has is null in the other's columns
     new, removed = F.col(_THERE).isNull(), F.col(request_id).isNull()
-    changed = F.col(_THERE) != F.col(request_id)
-    failed = ~changed & F.col(_FAILED)
-    kinds = (new, changed, failed, ~changed & ~F.col(_FAILED), removed)
+    known = ~new & ~removed
+    same = known & F.col(request_id).eqNullSafe(F.col(_ANSWERED))
+    failed = same & F.col(_FAILED)
+    changed = known & ~same
+    to_score = new | changed | failed if retry_errors else new | changed
+    updated = same & ~to_score & (F.col(_KEPT) != F.col(_KEPT_THERE))
+    left = same & ~updated
+    kinds = (new, changed, updated, left & F.col(_FAILED), left & ~F.col(_FAILED), removed)
     counts = both.agg(*[F.count_if(kind) for kind in kinds]).head()
     assert counts is not None  # an aggregate of no rows is a row too
-    to_score = new | changed | failed if retry_errors else new | changed
-    matched = rows.join(there, on=list(ids), how="left").where(to_score)
-    return matched.select(*map(named, rows.columns)), Changes(*counts)
+    matched = here.join(there, on=list(ids), how="left")
+    columns = [named(name) for name in rows.columns]
+    return Comparison(
+        matched.where(to_score).select(*columns),
+        matched.where(updated).select(*columns),
+        Changes(*counts),
+    )
+
+
+def update_clause(kept: Sequence[str], ids: Sequence[str]) -> str:
+    """What MERGE does with a row whose kept columns alone have changed.
+
+    A row whose request is another by now is left alone: it is scored by whoever finds it so.
+    """
+    values = ", ".join(
+        f"there.{quoted(name)} = new.{quoted(name)}" for name in kept if name not in ids
+    )
+    request = schema.REQUEST_ID
+    return f"WHEN MATCHED AND there.{request} = new.{request} THEN UPDATE SET {values}"
 
 
 def count_existing(
@@ -148,3 +236,11 @@ def _any_null(ids: Sequence[str]) -> Column:
     for name in ids:
         condition = condition | named(name).isNull()
     return condition
+
+
+def _is_comparable(of: DataType) -> bool:
+    if isinstance(of, ArrayType):
+        return _is_comparable(of.elementType)
+    if isinstance(of, StructType):
+        return all(_is_comparable(field.dataType) for field in of)
+    return not isinstance(of, MapType) and of.typeName() != "variant"

@@ -14,8 +14,17 @@ from pyspark.sql.types import StructType
 
 from phi3_batch.errors import InvalidParameterError, TableError
 from phi3_batch.generation import GenerationParams
-from phi3_batch.scoring import balance, identity, incremental, outputs, schema, session, tables
-from phi3_batch.scoring.columns import find_field
+from phi3_batch.scoring import (
+    balance,
+    constraints,
+    identity,
+    incremental,
+    outputs,
+    schema,
+    session,
+    tables,
+)
+from phi3_batch.scoring.columns import OURS, find_field, join_names, named
 from phi3_batch.scoring.hidden import with_texts
 from phi3_batch.scoring.ledger import RunRecord
 from phi3_batch.scoring.model import FoundModel, ScoringModel, find_model, load_model
@@ -27,10 +36,10 @@ from phi3_batch.scoring.tables import InputTable, Location, OutputTable, WriteMo
 from phi3_batch.scoring.udf import ModelUdf, model_udf
 
 # Columns of `ScoringPlan.work`, beside the input's.
-REQUEST_ID = "__phi3_batch_request_id"
-REFUSAL = "__phi3_batch_refusal"
-BUCKET = "__phi3_batch_bucket"
-EXISTING = "__phi3_batch_existing"  # copies of a sampled request that were scored before
+REQUEST_ID = f"{OURS}request_id"
+REFUSAL = f"{OURS}refusal"
+BUCKET = f"{OURS}bucket"
+EXISTING = f"{OURS}existing"  # copies of a sampled request that were scored before
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +100,9 @@ class ScoringPlan:
         model: what will score them.
         udf: of the model, which MLflow takes a while to make.
         requests: what the model is asked for each row.
-        pinned: the rows, each with its request's hash.
+        pinned: the rows, what is kept of them and each with its ``request_id``.
         work: those to score, with their hidden columns.
+        to_update: with ids, those whose kept columns alone have changed; None where there are none.
         greedy: whether a row is decoded greedily, so that equal requests have equal completions.
         contender: what tells the run from others.
         settings: what shapes results, in words.
@@ -105,6 +115,8 @@ class ScoringPlan:
         chunk_count: the chunk of a row is its bucket modulo this.
         done: numbers of the chunks that are in the output.
         kept: names of the input columns that go into the output.
+        partitions: columns by which a table that is replaced stays partitioned.
+        notes: what the user should know of the output before the first row.
         changes: with ids, how the input differs from the output.
         slots: tasks that run at the same time.
     """
@@ -116,6 +128,7 @@ class ScoringPlan:
     requests: RowRequests
     pinned: DataFrame
     work: DataFrame
+    to_update: DataFrame | None
     greedy: Column
     contender: Contender
     settings: Mapping[str, str]
@@ -128,6 +141,8 @@ class ScoringPlan:
     chunk_count: int
     done: frozenset[int]
     kept: tuple[str, ...]
+    partitions: tuple[str, ...]
+    notes: tuple[str, ...]
     changes: incremental.Changes | None
     slots: int
 
@@ -156,7 +171,7 @@ class ScoringPlan:
     def finished(self) -> bool:
         """Whether the output has all of the run, and nothing is left to write."""
         begun = self.state.begin is None or self.state.may_wait
-        return begun and not self.to_do and not self.to_delete
+        return begun and not self.to_do and not self.to_delete and self.to_update is None
 
     @property
     def begins_empty(self) -> bool:
@@ -178,7 +193,7 @@ class ScoringPlan:
             input_version=self.contender.input_version,
             input_id=self.contender.input_id,
             mode=self.state.begin,
-            commits=max(chunks_to_follow, 0) + bool(self.to_delete),
+            commits=max(chunks_to_follow, 0) + bool(self.to_delete) + (self.to_update is not None),
             request_columns=self.request_columns,
             ids=self.options.ids,
             limit=self.options.limit,
@@ -206,6 +221,7 @@ def plan_scoring(
     _check_generation(options.generation)
     _check_incremental(options)
     table = tables.open_input(spark, options.input)
+    table = replace(table, rows=tables.without_limits(table.rows))
     found = find_model(options.model)
     if options.keep_response and not found.takes_messages:
         raise InvalidParameterError(
@@ -213,7 +229,12 @@ def plan_scoring(
         )
     options.source.check(found, table.rows.schema, table.location.text)
     added = schema.output_columns(keep_response=options.keep_response)
-    kept = _kept_fields(table.rows.schema, options.keep, added)
+    output = tables.open_output(spark, options.output)
+    if output.path is not None and output.path == table.path:
+        raise TableError(f"output {output.location.text} is the input: give another table")
+    kept = _kept_fields(table.rows.schema, options.keep, added, output)
+    tables.check_types(table.rows, kept)
+    options = replace(options, ids=incremental.resolve_ids(kept, options.ids))
     table = replace(table, rows=identity.limited(table.rows, options.limit))
 
     settings = _settings(found, options)
@@ -222,9 +243,6 @@ def plan_scoring(
     fingerprint = identity.fingerprint(
         digest, {"input": table.identity, "limit": options.limit, "columns": shape}
     )
-    output = tables.open_output(spark, options.output)
-    if output.path is not None and output.path == table.path:
-        raise TableError(f"output {output.location.text} is the input: give another table")
     contender = Contender(
         fingerprint=fingerprint,
         input=options.input.text,
@@ -239,13 +257,11 @@ def plan_scoring(
     state = outputs.look(spark, output, asked)
 
     columns = options.source.request_columns(found)
-    rows = table.rows.withColumn(
-        REQUEST_ID, identity.request_id(table.rows.schema, columns, digest)
-    )
-    pinned, changes = rows, None
+    rows = _with_request_ids(table.rows, [*kept.fieldNames(), *columns], columns, digest)
+    pinned = _identified(rows, kept)
+    compared = None
     if options.ids:
-        kept_names = kept.fieldNames()
-        incremental.check_ids(rows, options.ids, kept_names, table.location.text)
+        incremental.check_ids(rows, options.ids, table.location.text)
         compare = partial(
             incremental.compare,
             spark,
@@ -253,15 +269,17 @@ def plan_scoring(
             REQUEST_ID,
             output,
             options.ids,
+            kept,
             retry_errors=options.retry_errors,
         )
         try:
-            rows, changes = compare(anew=state.begin in ("error", "overwrite"))
+            compared = compare(anew=state.begin in ("error", "overwrite"))
         except TableError:  # the output's ids do not name its rows
             if options.mode != "overwrite":
                 raise
             state = state.replaced()
-            rows, changes = compare(anew=True)
+            compared = compare(anew=True)
+        rows = compared.to_score
     model = _load(found, table.rows, options, wrap_pipeline)
     udf = session.in_background(lambda: model_udf(spark, model))
     requests = options.source.requests(model)
@@ -295,7 +313,12 @@ def plan_scoring(
         changed = True
     if changed:  # by somebody else, and the user wants the table made anew
         state, done = state.replaced(), frozenset[int]()
-    return ScoringPlan(
+    changes = compared.changes if compared else None
+    to_update = None
+    if compared and compared.to_update is not None and compared.changes.updated:
+        to_update = _identified(compared.to_update, kept)
+    replaced = output if state.begin == "overwrite" else None
+    plan = ScoringPlan(
         options=options,
         input=table,
         model=model,
@@ -303,6 +326,7 @@ def plan_scoring(
         requests=requests,
         pinned=pinned,
         work=work,
+        to_update=to_update,
         greedy=greedy,
         contender=contender,
         settings=settings,
@@ -315,9 +339,14 @@ def plan_scoring(
         chunk_count=chunk_count,
         done=done,
         kept=tuple(kept.fieldNames()),
+        partitions=constraints.kept_partitions(replaced, asked.columns),
+        notes=constraints.dropped_layout(replaced, asked.columns),
         changes=changes,
         slots=session.task_slots(spark),
     )
+    if not plan.finished:
+        constraints.check(output, pinned, kept, added, state.begin, options.ids)
+    return plan
 
 
 def _settings(found: FoundModel, options: ScoreOptions) -> dict[str, str]:
@@ -339,8 +368,7 @@ def _is_whole(
     """Whether the output of a finished run has each row once."""
     assert state.version is not None  # the run has begun
     table = tables.read_version(spark, output.location, state.version)
-    rows_in = rows_in.withColumnRenamed(REQUEST_ID, schema.REQUEST_ID)
-    return balance.compare_run(rows_in, table, state.seen, run.fingerprint, run.ids).ok
+    return balance.compare_run(rows_in, table, state.seen, run.fingerprint, run.ids, ()).ok
 
 
 def _greedy(model: ScoringModel, requests: RowRequests) -> Column:
@@ -427,7 +455,31 @@ def _load(
     )
 
 
-def _kept_fields(table: StructType, keep: Sequence[str] | None, added: StructType) -> StructType:
+def _with_request_ids(
+    rows: DataFrame, names: Sequence[str], request_columns: Sequence[str], digest: str
+) -> DataFrame:
+    """What a job needs of its rows, and no column more: others may have any name."""
+    fields = [find_field(rows.schema, name) for name in names]
+    needed = list(dict.fromkeys(field.name for field in fields if field))
+    hidden = [name for name in needed if name.lower().startswith(OURS)]
+    if hidden:
+        raise TableError(
+            f"input column {hidden[0]!r} has a name that the job needs for itself: names that begin"
+            f" with {OURS} are not for input columns, so rename it"
+        )
+    request = identity.request_id(rows.schema, request_columns, digest)
+    return rows.select(*map(named, needed), request.alias(REQUEST_ID))
+
+
+def _identified(rows: DataFrame, kept: StructType) -> DataFrame:
+    """What the output has of rows before they are scored."""
+    request = F.col(REQUEST_ID).alias(schema.REQUEST_ID)
+    return rows.select(*map(named, kept.fieldNames()), request)
+
+
+def _kept_fields(
+    table: StructType, keep: Sequence[str] | None, added: StructType, output: OutputTable
+) -> StructType:
     """The input columns that go into the output."""
     if keep is None:
         kept = list(table)
@@ -440,13 +492,22 @@ def _kept_fields(table: StructType, keep: Sequence[str] | None, added: StructTyp
                     f"the input has no column {name!r} to keep, its columns are"
                     f" {', '.join(table.fieldNames())}"
                 )
+            if found in kept:
+                raise InvalidParameterError(f"--keep names {name} twice")
             kept.append(found)
-    colliding = [field.name for field in kept if find_field(added, field.name)]
-    if colliding:
-        others = [field.name for field in kept if field.name not in colliding]
-        raise TableError(
-            f"input column {colliding[0]!r} has the name of an output column: leave it out with"
-            f" --keep {','.join(others)}"
+    taken = [
+        field
+        for field in kept
+        if find_field(added, field.name) or field.name.lower().startswith(OURS)
+    ]
+    refused = [] if output.takes_any_name else tables.refused_names(kept)
+    if taken or refused:
+        what = (
+            f"input column {taken[0].name!r} has the name of an output column"
+            if taken
+            else f"Delta does not store columns named like {refused[0].name!r} (spaces and"
+            " ,;{}()= are refused)"
         )
-    tables.check_column_names([field.name for field in kept])
+        others = join_names(field.name for field in kept if field not in (*taken, *refused))
+        raise TableError(f"{what}: rename it, or leave it out with --keep {others}")
     return StructType(kept)

@@ -12,6 +12,7 @@ from pyspark.sql.types import (
 )
 
 from phi3_batch.errors import RowErrorCode
+from phi3_batch.scoring.columns import find_field
 
 _ERROR = StructType([StructField("code", StringType()), StructField("message", StringType())])
 
@@ -81,6 +82,10 @@ REQUEST_ID, FINGERPRINT = "request_id", "fingerprint"
 _ERROR_OBJECT = "error"
 
 
+# Of what scoring adds, all that a row with an error has too.
+ALWAYS_THERE = frozenset({REQUEST_ID, "model", "run_id", FINGERPRINT, "scored_at"})
+
+
 def output_columns(*, keep_response: bool) -> StructType:
     """What is written for each row, behind the columns it came with."""
     return StructType(
@@ -94,6 +99,24 @@ def output_columns(*, keep_response: bool) -> StructType:
             StructField("scored_at", TimestampType()),
         ]
     )
+
+
+def kept_columns(output: StructType, table: StructType) -> list[StructField]:
+    """The columns of an input that an output has too, of the same type."""
+    added, names = output_columns(keep_response=False), output.fieldNames()
+    kept = []
+    for field in output:
+        of_scoring = find_field(added, field.name) is not None
+        if field.name == RESPONSE:  # of the input where it stands before what scoring adds
+            of_scoring = names.index(RESPONSE) > names.index(added[0].name)
+        there = find_field(table, field.name)
+        if not of_scoring and there and _type(there) == _type(field):
+            kept.append(field)
+    return kept
+
+
+def _type(field: StructField) -> str:
+    return field.dataType.simpleString()  # which leaves out what may be null: Delta does too
 
 
 def columns_from_usage(result: Column) -> dict[str, Column]:

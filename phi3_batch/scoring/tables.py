@@ -3,19 +3,22 @@
 import contextlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
+from delta.tables import DeltaTable
 from py4j.protocol import Py4JError
 from pyspark.errors import AnalysisException, ParseException, PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql.types import StructType
+from pyspark.sql.types import ArrayType, DataType, MapType, StructField, StructType
 
 from phi3_batch.errors import TableError
+from phi3_batch.scoring.columns import is_plain, named
 from phi3_batch.scoring.said import first_line
 
 WriteMode = Literal["error", "append", "overwrite"]
@@ -29,6 +32,28 @@ _FILE_FORMATS = {
 }
 # Delta keeps these out of column names unless a table has column mapping
 _REFUSED_BY_DELTA = re.compile(r"[ ,;{}()\n\t=]")
+# Of a table's columns, what does not go into the output with them: the type that a string column
+# was declared with, char(N) or varchar(N), and its default
+LENGTH_LIMIT = "__CHAR_VARCHAR_TYPE_STRING"
+_NOT_CARRIED = {LENGTH_LIMIT, "CURRENT_DEFAULT", "EXISTS_DEFAULT"}
+_COLUMN_MAPPING, _MAPPED = "columnMapping.mode", ("name", "id")
+# What every Delta Lake can write that this package runs with
+_FEATURES = {
+    "allowColumnDefaults",
+    "appendOnly",
+    "changeDataFeed",
+    "checkConstraints",
+    "clustering",
+    "columnMapping",
+    "deletionVectors",
+    "domainMetadata",
+    "generatedColumns",
+    "identityColumns",
+    "invariants",
+    "rowTracking",
+    "timestampNtz",
+    "v2Checkpoint",
+}
 # Spark's conditions for a name or path that is not there, or is there and is no Delta table
 _NOT_A_DELTA_TABLE = (
     "PATH_NOT_FOUND",
@@ -91,6 +116,27 @@ class InputTable:
 
 
 @dataclass(frozen=True, slots=True)
+class TableDetail:
+    """What Delta says of a table.
+
+    Attributes:
+        id: of the table.
+        path: where its data is.
+        partitions: columns that it is partitioned by.
+        clustering: columns that it is clustered by.
+        properties: of the table, its CHECK constraints among them.
+        features: that it uses of Delta.
+    """
+
+    id: str
+    path: str
+    partitions: tuple[str, ...]
+    clustering: tuple[str, ...]
+    properties: Mapping[str, str]
+    features: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
 class OutputTable:
     """Where completions go.
 
@@ -98,12 +144,16 @@ class OutputTable:
         schema: what the table looks like now; None when it is not there yet.
         path: where its data is; for a named table that is not there yet, None.
         version: the latest; None when it is not there yet.
+        detail: what Delta says of it; None when it is not there yet.
+        takes_any_name: whether it has column mapping, or will have it.
     """
 
     location: Location
     schema: StructType | None
     path: str | None
     version: int | None
+    detail: TableDetail | None = None
+    takes_any_name: bool = False
 
 
 def open_input(
@@ -124,7 +174,7 @@ def open_input(
             rows = _read_files(spark, location.path, location.file_format)
             path = normal_path(location.path)
             return InputTable(location, rows, None, path, content_digest(rows))
-        delta = _delta_table(spark, location)
+        delta = _describe(spark, location)
         if delta is not None:
             version = latest_version(spark, location) if version is None else version
             rows = read_version(spark, location, version)
@@ -155,12 +205,22 @@ def open_output(spark: SparkSession, location: Location) -> OutputTable:
             " give the path of a folder or a table's name"
         )
     with _one_line_errors("write", location):
-        delta = _delta_table(spark, location)
+        delta = _describe(spark, location)
         if delta is not None:
-            rows = read_table(spark, location)
-            return OutputTable(location, rows.schema, delta.path, latest_version(spark, location))
+            _check_features(spark, location, delta)
+            return OutputTable(
+                location,
+                read_table(spark, location).schema,
+                delta.path,
+                latest_version(spark, location),
+                delta,
+                takes_any_name=delta.properties.get(f"delta.{_COLUMN_MAPPING}") in _MAPPED,
+            )
+        default = f"spark.databricks.delta.properties.defaults.{_COLUMN_MAPPING}"
+        mapped = spark.conf.get(default, None) in _MAPPED
         if location.is_path:
-            return OutputTable(location, None, normal_path(location.path), None)
+            path = normal_path(location.path)
+            return OutputTable(location, None, path, None, takes_any_name=mapped)
         if spark.catalog.tableExists(location.text):
             raise TableError(f"output {location.text} exists and is not a Delta table")
         if spark.conf.get("spark.sql.catalogImplementation") == "in-memory":
@@ -168,15 +228,22 @@ def open_output(spark: SparkSession, location: Location) -> OutputTable:
                 f"output {location.text} is a table's name, and this Spark session forgets its"
                 f" tables when it ends: give a path, such as ./{location.text}"
             )
-        return OutputTable(location, None, None, None)
+        return OutputTable(location, None, None, None, takes_any_name=mapped)
 
 
 def table_path(spark: SparkSession, location: Location) -> str:
     """Where the data of a Delta table is that is there."""
     if location.is_path:
         return normal_path(location.path)
-    delta = _delta_table(spark, location)
+    delta = _describe(spark, location)
     return delta.path if delta else ""
+
+
+def delta_table(spark: SparkSession, location: Location) -> DeltaTable:
+    """A Delta table that is there, for what Delta does with it beside reading and writing."""
+    if location.is_path:
+        return DeltaTable.forPath(spark, location.path)
+    return DeltaTable.forName(spark, location.text)
 
 
 def read_table(spark: SparkSession, location: Location) -> DataFrame:
@@ -192,14 +259,67 @@ def read_version(spark: SparkSession, location: Location, version: int) -> DataF
     return reader.load(location.path) if location.is_path else reader.table(location.text)
 
 
-def check_column_names(names: Sequence[str]) -> None:
-    """Raise a TableError for names that Delta will not store."""
-    refused = [name for name in names if _REFUSED_BY_DELTA.search(name)]
-    if refused:
-        raise TableError(
-            f"Delta does not store columns named like {refused[0]!r} (spaces and ,;{{}}()= are"
-            " refused): rename them, or leave them out with --keep"
-        )
+def refused_names(fields: Iterable[StructField]) -> list[StructField]:
+    """The columns that Delta does not store for their names, or for names within them."""
+    return [field for field in fields if any(map(_REFUSED_BY_DELTA.search, _names(field)))]
+
+
+def without_limits(rows: DataFrame) -> DataFrame:
+    """The rows, without what their table demands of new ones: an output is a table of its own."""
+    if not any(_NOT_CARRIED & field.metadata.keys() for field in rows.schema):
+        return rows
+    columns = []
+    for field in rows.schema:
+        left = {key: value for key, value in field.metadata.items() if key not in _NOT_CARRIED}
+        columns.append(named(field.name).alias(field.name, metadata=left))
+    return rows.select(*columns)
+
+
+def check_types(rows: DataFrame, fields: Iterable[StructField]) -> None:
+    """See that Delta stores columns of these types; those that not every one does are tried.
+
+    Raises:
+        TableError: it does not.
+    """
+    for field in fields:
+        if _is_stored(field.dataType):
+            continue
+        with tempfile.TemporaryDirectory(prefix="phi3-batch-") as folder:
+            trial = rows.select(named(field.name).alias("column"), F.lit(0).alias("other")).limit(0)
+            try:
+                trial.write.format("delta").save(f"file://{folder}/table")
+            except (PySparkException, Py4JError) as error:
+                raise TableError(
+                    f"Delta does not store column {field.name!r}, which is"
+                    f" {field.dataType.simpleString()}: leave it out with --keep"
+                ) from error
+
+
+def _is_stored(of: DataType) -> bool:
+    """Whether every Delta Lake stores values of a type."""
+    if isinstance(of, StructType):
+        names = {name.lower() for name in of.fieldNames()}
+        return len(names) == len(of) and all(_is_stored(field.dataType) for field in of)
+    if isinstance(of, ArrayType):
+        return _is_stored(of.elementType)
+    if isinstance(of, MapType):
+        return _is_stored(of.keyType) and _is_stored(of.valueType)
+    return is_plain(of)
+
+
+def _names(field: StructField) -> Iterator[str]:
+    """The names of a column and of all within it."""
+    yield field.name
+    inner = [field.dataType]
+    while inner:
+        of = inner.pop()
+        if isinstance(of, StructType):
+            for each in of:
+                yield from _names(each)
+        elif isinstance(of, ArrayType):
+            inner.append(of.elementType)
+        elif isinstance(of, MapType):
+            inner += [of.keyType, of.valueType]
 
 
 def normal_path(path: str) -> str:
@@ -224,17 +344,10 @@ def content_digest(rows: DataFrame) -> str:
     return f"{summed[0]} rows, {summed[1]}"
 
 
-@dataclass(frozen=True, slots=True)
-class _DeltaTable:
-    id: str
-    path: str
-
-
-def _delta_table(spark: SparkSession, location: Location) -> _DeltaTable | None:
+def _describe(spark: SparkSession, location: Location) -> TableDetail | None:
     """What Delta says of a table; None when there is no Delta table of that name or path."""
     try:
-        described = spark.sql(f"DESCRIBE DETAIL {location.sql}")
-        detail = described.select("format", "id", "location").head()
+        detail = spark.sql(f"DESCRIBE DETAIL {location.sql}").head()
     except AnalysisException as error:
         if (error.getCondition() or "").startswith(_NOT_A_DELTA_TABLE):
             return None
@@ -242,7 +355,29 @@ def _delta_table(spark: SparkSession, location: Location) -> _DeltaTable | None:
     assert detail is not None  # one row for a table
     if detail["format"] != "delta":
         return None
-    return _DeltaTable(detail["id"], normal_path(detail["location"]))
+    return TableDetail(
+        id=detail["id"],
+        path=normal_path(detail["location"]),
+        partitions=tuple(detail["partitionColumns"]),
+        clustering=tuple(detail["clusteringColumns"]),
+        properties=detail["properties"],
+        features=frozenset(detail["tableFeatures"]),
+    )
+
+
+def _check_features(spark: SparkSession, location: Location, detail: TableDetail) -> None:
+    """Raise a TableError for a table that this Delta Lake reads and cannot write."""
+    if detail.features <= _FEATURES:
+        return
+    try:  # a statement that changes nothing, and makes no commit
+        delta_table(spark, location).delete("false")
+    except (PySparkException, Py4JError) as error:
+        if "DELTA_UNSUPPORTED_FEATURES" in str(error) or "PROTOCOL" in str(error):
+            unknown = ", ".join(sorted(detail.features - _FEATURES))
+            raise TableError(
+                f"output {location.text} cannot be written by this version of Delta Lake (it uses"
+                f" {unknown}): use another output"
+            ) from error
 
 
 def latest_version(spark: SparkSession, location: Location) -> int:

@@ -1,13 +1,15 @@
 """Verifying an output any time later, by its tables alone: no model, no tracking store."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.types import StructField
 
 from phi3_batch.errors import TableError
 from phi3_batch.scoring import balance, identity, schema, tables
 from phi3_batch.scoring.balance import Balance
-from phi3_batch.scoring.columns import find_field
+from phi3_batch.scoring.columns import find_field, named
 from phi3_batch.scoring.ledger import Ledger, RunRecord, read_ledger
 from phi3_batch.scoring.tables import Location
 
@@ -54,9 +56,10 @@ def verify(spark: SparkSession, source: Location, output: Location) -> Verificat
         )
     version = None if record.ids else record.input_version
     table = tables.open_input(spark, source, version=version)
-    rows = _with_request_ids(identity.limited(table.rows, record.limit), record, source)
     out = tables.read_version(spark, output, there.version)
-    found = balance.compare_run(rows, out, ledger, record.fingerprint, record.ids)
+    kept = schema.kept_columns(out.schema, table.rows.schema)
+    rows = _with_request_ids(identity.limited(table.rows, record.limit), record, source, kept)
+    found = balance.compare_run(rows, out, ledger, record.fingerprint, record.ids, kept)
     return Verification(
         record, table.version, there.version, found, balance.count_unknown(out, ledger)
     )
@@ -69,7 +72,9 @@ def _record_of(ledger: Ledger, source: Location) -> RunRecord | None:
     return next(reversed(same or records), None)
 
 
-def _with_request_ids(rows: DataFrame, record: RunRecord, source: Location) -> DataFrame:
+def _with_request_ids(
+    rows: DataFrame, record: RunRecord, source: Location, kept: Sequence[StructField]
+) -> DataFrame:
     for name in (*record.request_columns, *record.ids):
         if find_field(rows.schema, name) is None:
             raise TableError(
@@ -77,4 +82,6 @@ def _with_request_ids(rows: DataFrame, record: RunRecord, source: Location) -> D
             )
     settings = identity.settings_of(record.fingerprint)
     request = identity.request_id(rows.schema, record.request_columns, settings)
-    return rows.withColumn(schema.REQUEST_ID, request)
+    # no more than is compared: an input may have a column of any name
+    names = dict.fromkeys([*record.ids, *(field.name for field in kept)])
+    return rows.select(*map(named, names), request.alias(schema.REQUEST_ID))

@@ -93,7 +93,8 @@ def test_columns_that_collide(fails_with: FailsWith, spark: SparkSession, tmp_pa
     rows.write.format("delta").save(f"{tmp_path}/in")
     said = fails_with(f"{tmp_path}/in")
     assert said == (
-        "input column 'Model' has the name of an output column: leave it out with --keep id,prompt"
+        "input column 'Model' has the name of an output column: rename it, or leave it out with"
+        " --keep id,prompt"
     )
 
 
