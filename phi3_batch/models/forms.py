@@ -39,7 +39,7 @@ _ONNX_PACKAGES = (
     "platformdirs",
     "xxhash",
 )
-_PIPELINE_PACKAGES = (*_PACKAGES, "torch", "transformers")
+_PIPELINE_PACKAGES = (*_PACKAGES, "filelock", "torch", "transformers")
 # There are none of it for other processors, and the model does without.
 _X86_ALONE = frozenset({"llvmlite", "openvino-genai"})
 

@@ -1,16 +1,21 @@
 """What a logged model carries: its weights, their digests, and which engine is to run them."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from mlflow.pyfunc.model import PythonModelContext
 
+from phi3_batch import scratch
 from phi3_batch.engines import Checkpoint, Engine, Manifest, ModelFolder, choose, get_engine
 
 MODEL_ARTIFACT = "phi3-mini-onnx"
 CHECKPOINT_ARTIFACT = "checkpoint"
 MANIFEST_ARTIFACT = "manifest"
 ENGINE_ARTIFACT = "engine"
+
+# MLflow's class that unpacks models on executors, and knows where to
+_DISTRIBUTOR = "_SparkDirectoryDistributor"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +40,7 @@ class LoggedWeights:
             InvalidModelError: a file is missing or damaged.
             InvalidParameterError: the environment asks for an engine that there is not.
         """
+        _own_if_unpacked(folder.path)
         manifest = Manifest.from_json(_read(context, MANIFEST_ARTIFACT))
         manifest.check_sizes(folder.path)
         logged = _read(context, ENGINE_ARTIFACT) if ENGINE_ARTIFACT in context.artifacts else "auto"
@@ -58,3 +64,15 @@ class LoggedWeights:
 
 def _read(context: PythonModelContext, artifact: str) -> str:
     return Path(context.artifacts[artifact]).read_text(encoding="utf-8")
+
+
+def _own_if_unpacked(path: Path) -> None:
+    """Have a worker's copy of the model removed by the next worker, once this one is gone.
+
+    On a cluster MLflow unpacks the model for each worker process, and never removes it.
+    """
+    distributor = getattr(sys.modules.get("mlflow.utils._spark_utils"), _DISTRIBUTOR, None)
+    for unpacked in getattr(distributor, "_extracted_dir_paths", {}).values():
+        if path.is_relative_to(unpacked):
+            scratch.own(Path(unpacked))
+            scratch.remove_left_over(Path(unpacked).parent)
