@@ -158,7 +158,7 @@ def run_scoring(
         rows_done=plan.total - sum(chunk.rows for chunk in plan.to_do),
         requests_left=sum(chunk.requests for chunk in plan.to_do),
     )
-    with worker_settings(spark, plan.model, plan.longest_request):
+    with worker_settings(spark, plan.model, plan.heaviest_s):
         job = _Job(spark, plan, run_id, budget, progress, on_progress, on_chunk)
         outcome = job.run()
         scored = outcome is not Outcome.INTERRUPTED and progress.requests_done
@@ -223,7 +223,11 @@ class _Job:
         # OSError is what a JVM that has died looks like from here
         except (ScoringError, PySparkException, Py4JError, OSError) as error:
             self._drop_running()
-            failed = error if isinstance(error, ScoringError) else faults.failure(error)
+            failed = (
+                error
+                if isinstance(error, ScoringError)
+                else faults.failure(error, self._plan.options.output)
+            )
             raise ScoringError(f"{failed}; {self._how_to_go_on(failed)}") from error
         finally:
             self._pool.close()

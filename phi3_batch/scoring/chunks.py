@@ -19,11 +19,11 @@ from phi3_batch.errors import RowErrorCode, ScoringError
 from phi3_batch.scoring import commits, faults, identity, schema, session, tables
 from phi3_batch.scoring.columns import named
 from phi3_batch.scoring.faults import CrashLimit, Fault
+from phi3_batch.scoring.idle_limit import IdleLimit
 from phi3_batch.scoring.ledger import Commit, describe_commit, read_ledger
 from phi3_batch.scoring.plan import BUCKET, REFUSAL, REQUEST_ID, Chunk, ScoringPlan
 from phi3_batch.scoring.requests import refuse
-from phi3_batch.scoring.tasks import REQUESTS_PER_TASK, count_side_by_side, count_tasks
-from phi3_batch.scoring.udf import limit_idle_workers
+from phi3_batch.scoring.tasks import count_side_by_side, count_tasks
 
 _COPY, _INPUTS, _RESULT = "__phi3_batch_copy", "__phi3_batch_inputs", "__phi3_batch_result"
 
@@ -75,6 +75,7 @@ class ChunkScorer:
         self._udf = plan.udf.result()
         self._crash_limit = CrashLimit(sum(chunk.requests for chunk in plan.chunks))
         self._seconds_per_request: float | None = None  # of a slot
+        self._idle_limit = IdleLimit(spark, plan.model, plan.heaviest_s)
         largest = max((chunk.requests for chunk in plan.to_do), default=0)
         after_first = len(plan.to_do) - (plan.state.begin is not None)
         self.side_by_side = count_side_by_side(plan.slots, largest, after_first)
@@ -172,7 +173,7 @@ class ChunkScorer:
                     conflicts += 1
                     continue
                 if fault not in (Fault.CRASH, Fault.RAISED):
-                    raise faults.failure(error) from error
+                    raise faults.failure(error, self._plan.options.output) from error
                 failures += 1
                 if failures == 1 and fault is Fault.CRASH:
                     continue  # by chance, perhaps: a machine was taken away, memory was short
@@ -194,8 +195,9 @@ class ChunkScorer:
         if chunk.requests:
             # the least of all chunks': others have waited for a slot
             each = seconds * slots / chunk.requests
-            each = self._seconds_per_request = min(self._seconds_per_request or each, each)
-            limit_idle_workers(self._spark, each * REQUESTS_PER_TASK)
+            self._seconds_per_request = min(self._seconds_per_request or each, each)
+            if not retries:
+                self._idle_limit.learn(seconds, slots, chunk.allowed_s)
         errors = {code.value: n for code in RowErrorCode if (n := counts.get(code.value) or 0)}
         tokens = (generated or {}).get("tokens") or 0
         return ScoredChunk(chunk, seconds, tokens, errors, retries)
@@ -309,7 +311,7 @@ class ChunkScorer:
             except (PySparkException, Py4JError) as failure:
                 if faults.classify(failure) in (Fault.CRASH, Fault.RAISED):
                     return True
-                raise faults.failure(failure) from failure
+                raise faults.failure(failure, self._plan.options.output) from failure
             return False
 
         try:
