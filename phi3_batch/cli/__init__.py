@@ -1,7 +1,8 @@
 """The command line. The only package that prints; it turns errors into one line and an exit code.
 
 Exit codes: 0 done (rows with errors included: they are data), 1 an error said in one line,
-2 wrong usage, 3 a budget was spent and rows are left, 130 interrupted, 143 terminated.
+2 wrong usage, 3 a budget was spent and rows are left, 130 interrupted, 141 nobody reads the output
+any more, 143 terminated.
 """
 
 import os
@@ -54,7 +55,7 @@ def _one_line(error: Exception) -> str | None:
     if isinstance(error, Phi3BatchError):
         return str(error)
     from mlflow.exceptions import MlflowException
-    from py4j.protocol import Py4JError, Py4JNetworkError
+    from py4j.protocol import Py4JError
     from pyspark.errors import PySparkException
 
     from phi3_batch.scoring import faults
@@ -62,10 +63,11 @@ def _one_line(error: Exception) -> str | None:
 
     if isinstance(error, MlflowException):  # a store that does not answer, a name it refuses
         return f"MLflow: {first_line(error)}"
-    if isinstance(error, Py4JNetworkError | ConnectionError):  # Spark's JVM has died
-        return faults.why(error)
     if isinstance(error, PySparkException | Py4JError):  # a file that has gone, a full disk
-        return f"Spark: {first_line(error)}"
+        said = faults.why(error)
+        return f"Spark: {said}" if said == first_line(error) else said
+    if isinstance(error, OSError) and faults.is_of_the_machine(error):
+        return faults.why(error)
     return None
 
 

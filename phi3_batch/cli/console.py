@@ -1,13 +1,29 @@
 """What the commands print with: results on stdout, everything else on stderr."""
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.text import Text
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+# What a shell says of a process that SIGPIPE has ended.
+UNREAD = 141
+
+
+class _Console(Console):
+    """A console that ends the process quietly when nobody reads it any more (``| head``)."""
+
+    def on_broken_pipe(self) -> None:
+        """Say nothing more, and leave."""
+        out.quiet = err.quiet = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.file.fileno())  # for what Python writes when it ends
+        raise SystemExit(UNREAD)
+
+
+out = _Console(highlight=False, soft_wrap=True)
+err = _Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def print_field(name: str, value: str) -> None:

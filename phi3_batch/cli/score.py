@@ -1,7 +1,7 @@
 """The command ``phi3-batch score``."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from phi3_batch.cli import options as given
-from phi3_batch.cli.console import err, in_brackets, out, print_field, status
+from phi3_batch.cli.console import UNREAD, err, in_brackets, out, print_field, status
 from phi3_batch.cli.forecast import print_forecast, print_plan
 from phi3_batch.cli.progress import progress_display
-from phi3_batch.errors import InvalidParameterError
+from phi3_batch.errors import EnvironmentProblemError, InvalidParameterError
 
 if TYPE_CHECKING:  # the commands import what they need: --help must not wait for pyspark
-    from phi3_batch.scoring.batch import Summary
+    from phi3_batch.scoring.batch import Progress, Summary
     from phi3_batch.scoring.plan import ScoringPlan
     from phi3_batch.tracking import ScoringRun
 
@@ -121,27 +121,34 @@ def score(
         return
     if planned.finished:
         with status("checking the output"):
-            balance = batch.check_finished(spark, planned)
-        print_field("check", str(balance))
+            summary = batch.check_finished(spark, planned)
+            page, recorded = tracking.record_finished(planned, summary, _warn)
+        print_field("check", str(summary.balance))
+        if recorded:
+            print_field("mlflow", f"run {recorded} has its record now")
         out.print("finished before: every row is in the output, nothing to do")
+        if report:
+            _write_report(page, report)
         return
     budget = batch.Budget(hours=max_hours, output_tokens=max_output_tokens)
-    with tracking.scoring_run(planned) as run, _sigterm_as_ctrl_c() as terminated:
+    with tracking.scoring_run(planned, _warn) as run, _sigterm_as_ctrl_c() as terminated:
         with progress_display(planned) as show:
             summary = batch.run_scoring(
                 spark,
                 planned,
                 run.run_id,
                 budget=budget,
-                on_progress=show,
+                on_progress=_interrupt_when_unread(show),
                 on_chunk=run.record_chunk,
             )
         if summary.outcome is batch.Outcome.INTERRUPTED:
             run.interrupted()
             err.print(f"interrupted: {_how_to_go_on(summary)}")
-            raise typer.Exit(143 if terminated else 130)
-        run.record(planned, summary, report)
+            raise typer.Exit(143 if terminated else UNREAD if err.quiet else 130)
+        page = run.record(planned, summary)
     _print_summary(planned, summary, run)
+    if report:
+        _write_report(page, report)
     if summary.outcome is batch.Outcome.OUT_OF_BUDGET:
         err.print(f"the budget is spent: {_how_to_go_on(summary)}")
         raise typer.Exit(_OUT_OF_BUDGET)
@@ -161,6 +168,32 @@ def _sigterm_as_ctrl_c() -> Iterator[list[bool]]:
         yield received
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt_when_unread(show: Callable[["Progress"], None]) -> Callable[["Progress"], None]:
+    """Let a reader of the progress who has gone (``2>&1 | head``) do what Ctrl-C does."""
+
+    def show_or_interrupt(progress: "Progress") -> None:
+        try:
+            show(progress)
+        except SystemExit:
+            raise KeyboardInterrupt from None
+
+    return show_or_interrupt
+
+
+def _warn(line: str) -> None:
+    err.print(f"warning: {line}", markup=False)
+
+
+def _write_report(page: str, file: Path) -> None:
+    try:
+        file.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise EnvironmentProblemError(
+            f"the report cannot be written to {file} ({error.strerror}): the output has all that"
+            " was scored, and the same command with another --report writes it"
+        ) from error
 
 
 def _how_to_go_on(summary: "Summary") -> str:

@@ -93,8 +93,7 @@ class OnnxRuntimeGenAIEngine(Engine):
         if refused := self.limits.find_request_error(request):
             return refused
         try:
-            with time_limit([request], self.limits):
-                return self._decode(request)
+            return self._decode(request)
         except Exception as error:  # whatever the runtime raises must cost this request alone
             self._forget()
             return Completion.failed(
@@ -107,18 +106,21 @@ class OnnxRuntimeGenAIEngine(Engine):
         max_tokens = self.limits.max_new_tokens(request)
         rng = np.random.default_rng(request.params.seed)
         builder = CompletionBuilder(request, self.tokenizer, self._end_token_ids, max_tokens)
-        generator = self._prefill(request.prompt_ids, max_tokens)
+        with time_limit([request], self.limits):
+            generator = self._prefill(request.prompt_ids, max_tokens)
         while True:
-            token_id = choose_token(generator.get_logits()[0, -1], request.params, rng)
-            if not builder.add(token_id):
-                return builder.build()
-            if generator.token_count() == self._switch:
-                unread = np.append(generator.get_sequence(0), token_id)
-                generator.rewind_to(0)
-                self._kept_long = True
-            else:
-                unread = np.array([token_id])
-            generator.append_tokens(unread.astype(np.int32))
+            # anew for each token: an answer that grows does not hang, however slow the machine
+            with time_limit([request], self.limits):
+                token_id = choose_token(generator.get_logits()[0, -1], request.params, rng)
+                if not builder.add(token_id):
+                    return builder.build()
+                if generator.token_count() == self._switch:
+                    unread = np.append(generator.get_sequence(0), token_id)
+                    generator.rewind_to(0)
+                    self._kept_long = True
+                else:
+                    unread = np.array([token_id])
+                generator.append_tokens(unread.astype(np.int32))
 
     def _prefill(self, prompt_ids: tuple[int, ...], max_tokens: int) -> og.Generator:
         """A generator that has read the prompt, from where it differs from the last one on."""

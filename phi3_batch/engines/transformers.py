@@ -103,8 +103,7 @@ class TransformersEngine(Engine):
 
     def _answer(self, requests: list[Request]) -> list[Completion]:
         try:
-            with time_limit(requests, self.limits):
-                return self._decode(requests)
+            return self._decode(requests)
         except Exception as error:  # whatever torch raises must cost one request alone
             if len(requests) == 1:
                 message = f"{self.name}: {first_line(error)}"
@@ -120,16 +119,18 @@ class TransformersEngine(Engine):
         cache = transformers.DynamicCache(config=self._model.config)
         going = rows
         while True:
-            output = self._model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            logits = output.logits[:, -1].numpy()
-            tokens = [row.choose(of_row) for row, of_row in zip(going, logits, strict=True)]
+            # anew for each token: answers that grow do not hang, however slow the machine
+            with time_limit(requests, self.limits):
+                output = self._model(
+                    input_ids=ids,
+                    attention_mask=mask,
+                    position_ids=positions,
+                    past_key_values=cache,
+                    use_cache=True,
+                    logits_to_keep=1,
+                )
+                logits = output.logits[:, -1].numpy()
+                tokens = [row.choose(of_row) for row, of_row in zip(going, logits, strict=True)]
             kept = [i for i, token in enumerate(tokens) if token is not None]
             if not kept:
                 return [row.builder.build() for row in rows]

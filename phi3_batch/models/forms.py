@@ -40,7 +40,7 @@ _ONNX_PACKAGES = (
     "openvino-genai",
     "xxhash",
 )
-_PIPELINE_PACKAGES = (*_PACKAGES, "torch", "transformers")
+_PIPELINE_PACKAGES = (*_PACKAGES, "filelock", "torch", "transformers")
 # There are none of it for other processors, and the model does without.
 _X86_ALONE = frozenset({"llvmlite", "openvino-genai"})
 

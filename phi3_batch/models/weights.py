@@ -1,5 +1,6 @@
 """What a logged model carries: its weights, their digests, and which engine is to run them."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import TypeVar
 
 from mlflow.pyfunc.model import PythonModelContext
 
+from phi3_batch import scratch
 from phi3_batch.engines import Checkpoint, Engine, Manifest, ModelFolder, choose, get_engine
 from phi3_batch.engines.base import first_line
 from phi3_batch.errors import InvalidModelError
@@ -17,6 +19,8 @@ MANIFEST_ARTIFACT = "manifest"
 ENGINE_ARTIFACT = "engine"
 
 _T = TypeVar("_T")
+# MLflow's class that unpacks models on executors, and knows where to
+_DISTRIBUTOR = "_SparkDirectoryDistributor"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,7 @@ class LoggedWeights:
         """
         manifest = _read(context, MANIFEST_ARTIFACT, Manifest.from_json)
         path = context.artifacts[artifact]
+        _own_if_unpacked(Path(path))
         manifest.check(Path(path))  # first: what is damaged may look like anything
         has_engine = ENGINE_ARTIFACT in context.artifacts
         logged = _read(context, ENGINE_ARTIFACT, str) if has_engine else "auto"
@@ -88,3 +93,15 @@ def _read(context: PythonModelContext, artifact: str, parse: Callable[[str], _T]
         raise InvalidModelError(
             f"{file} is damaged ({first_line(error)}): copy it again, or log the model again"
         ) from error
+
+
+def _own_if_unpacked(path: Path) -> None:
+    """Have a worker's copy of the model removed by the next worker, once this one is gone.
+
+    On a cluster MLflow unpacks the model for each worker process, and never removes it.
+    """
+    distributor = getattr(sys.modules.get("mlflow.utils._spark_utils"), _DISTRIBUTOR, None)
+    for unpacked in getattr(distributor, "_extracted_dir_paths", {}).values():
+        if path.is_relative_to(unpacked):
+            scratch.own(Path(unpacked))
+            scratch.remove_left_over(Path(unpacked).parent)

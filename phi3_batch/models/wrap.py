@@ -4,7 +4,6 @@
 tokenizer in another; put together they are what the pipeline model takes.
 """
 
-import atexit
 import os
 import shutil
 import tempfile
@@ -13,10 +12,11 @@ from pathlib import Path
 import mlflow
 
 from phi3_batch.engines import Checkpoint
-from phi3_batch.errors import InvalidModelError
+from phi3_batch.errors import EnvironmentProblemError, InvalidModelError
 from phi3_batch.models.chat import chat_config
 from phi3_batch.models.forms import pipeline_form
 from phi3_batch.models.pipeline import params_from_transformers
+from phi3_batch.scratch import temporary_files_here
 
 
 def wrap_pipeline(uri: str) -> str:
@@ -32,7 +32,19 @@ def wrap_pipeline(uri: str) -> str:
     Raises:
         InvalidModelError: it holds no Phi-3 checkpoint, or one that cannot answer chats.
         InvalidParameterError: its model_config has what the pipeline model cannot follow.
+        EnvironmentProblemError: there is no room for the copy.
     """
+    try:
+        with temporary_files_here() as place:
+            return _wrap(uri, place)
+    except OSError as error:  # a full disk, a folder that cannot be written
+        raise EnvironmentProblemError(
+            f"{uri} cannot be copied to {tempfile.gettempdir()}"
+            f" ({error.strerror or type(error).__name__}): TMPDIR names another place"
+        ) from error
+
+
+def _wrap(uri: str, place: Path) -> str:
     info = mlflow.models.get_model_info(uri)
     flavor = info.flavors["transformers"]
     params = params_from_transformers(info.flavors["python_function"].get("config") or {})
@@ -43,8 +55,7 @@ def wrap_pipeline(uri: str) -> str:
         raise InvalidModelError(
             f"{uri} has no weights of its own: log it again with save_pretrained=True"
         )
-    folder = Path(tempfile.mkdtemp(prefix="phi3-batch-pipeline-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix="pipeline-", dir=place))
     for part in (weights, logged / "components" / "tokenizer"):
         if part.is_dir():
             shutil.copytree(part, folder / "checkpoint", copy_function=_link, dirs_exist_ok=True)

@@ -158,7 +158,7 @@ def run_scoring(
         rows_done=plan.total - sum(chunk.rows for chunk in plan.to_do),
         requests_left=sum(chunk.requests for chunk in plan.to_do),
     )
-    with worker_settings(spark, plan.model, plan.longest_request):
+    with worker_settings(spark, plan.model, plan.heaviest_s):
         job = _Job(spark, plan, run_id, budget, progress, on_progress, on_chunk)
         outcome = job.run()
         scored = outcome is not Outcome.INTERRUPTED and progress.requests_done
@@ -216,7 +216,11 @@ class _Job:
         # OSError is what a JVM that has died looks like from here
         except (ScoringError, PySparkException, Py4JError, OSError) as error:
             self._drop_running()
-            failed = error if isinstance(error, ScoringError) else faults.failure(error)
+            failed = (
+                error
+                if isinstance(error, ScoringError)
+                else faults.failure(error, self._plan.options.output)
+            )
             if isinstance(failed, SupersededError):  # which says what is left to do
                 raise failed from None
             raise ScoringError(f"{failed}; {self._how_to_go_on(failed)}") from None
@@ -271,15 +275,14 @@ class _Job:
         return f"{there}, the same command goes on from there"
 
 
-def check_finished(spark: SparkSession, plan: ScoringPlan) -> Balance:
+def check_finished(spark: SparkSession, plan: ScoringPlan) -> Summary:
     """Count rows in against rows out of a run that has nothing left to do.
 
     Raises:
         ScoringError: rows are missing, or are there more than once.
     """
-    ledger = read_ledger(spark, plan.options.output)
-    table = tables.read_version(spark, plan.options.output, ledger.last_version)
-    return _check_balance(plan, table, ledger)
+    progress = Progress(rows=plan.total, rows_done=plan.total, requests_left=0)
+    return _summarize(spark, plan, Outcome.COMPLETE, progress)
 
 
 def _check_balance(plan: ScoringPlan, table: DataFrame, ledger: Ledger) -> Balance:

@@ -20,10 +20,10 @@ from phi3_batch.scoring import faults, identity, schema
 from phi3_batch.scoring.columns import named
 from phi3_batch.scoring.commits import Committer
 from phi3_batch.scoring.faults import CrashLimit, Fault
+from phi3_batch.scoring.idle_limit import IdleLimit
 from phi3_batch.scoring.plan import BUCKET, EXISTING, REFUSAL, REQUEST_ID, Chunk, ScoringPlan
 from phi3_batch.scoring.requests import refuse
-from phi3_batch.scoring.tasks import REQUESTS_PER_TASK, count_side_by_side, count_tasks
-from phi3_batch.scoring.udf import limit_idle_workers
+from phi3_batch.scoring.tasks import count_side_by_side, count_tasks
 
 _COPY, _INPUTS, _RESULT = "__phi3_batch_copy", "__phi3_batch_inputs", "__phi3_batch_result"
 
@@ -72,6 +72,7 @@ class ChunkScorer:
         self._udf = plan.udf.result()
         self._crash_limit = CrashLimit(sum(chunk.requests for chunk in plan.chunks))
         self._seconds_per_request: float | None = None  # of a slot
+        self._idle_limit = IdleLimit(spark, plan.model, plan.heaviest_s)
         largest = max((chunk.requests for chunk in plan.to_do), default=0)
         begins_with_one = plan.state.begin is not None and not plan.begins_empty
         after_first = len(plan.to_do) - begins_with_one
@@ -153,7 +154,7 @@ class ChunkScorer:
                 retries += 1
                 fault = faults.classify(error)
                 if fault not in (Fault.CRASH, Fault.RAISED):
-                    raise faults.failure(error) from error
+                    raise faults.failure(error, self._plan.options.output) from error
                 failures += 1
                 if failures == 1 and fault is Fault.CRASH:
                     continue  # by chance, perhaps: a machine was taken away, memory was short
@@ -171,8 +172,9 @@ class ChunkScorer:
         if chunk.requests:
             # the least of all chunks': others have waited for a slot
             each = seconds * slots / chunk.requests
-            each = self._seconds_per_request = min(self._seconds_per_request or each, each)
-            limit_idle_workers(self._spark, each * REQUESTS_PER_TASK)
+            self._seconds_per_request = min(self._seconds_per_request or each, each)
+            if not retries:
+                self._idle_limit.learn(seconds, slots, chunk.allowed_s)
         errors, tokens = counts
         return ScoredChunk(chunk, time.monotonic() - started, tokens, errors, retries, by_us)
 
@@ -266,7 +268,7 @@ class ChunkScorer:
             except (PySparkException, Py4JError) as failure:
                 if faults.classify(failure) in (Fault.CRASH, Fault.RAISED):
                     return True
-                raise faults.failure(failure) from failure
+                raise faults.failure(failure, self._plan.options.output) from failure
             return False
 
         try:

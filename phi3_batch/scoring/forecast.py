@@ -149,7 +149,7 @@ def _pilot(spark: SparkSession, plan: ScoringPlan) -> Pilot:
     sound = plan.work.where(F.col(REFUSAL).isNull())
     sample = [row[0] for row in sound.select(ids).distinct().orderBy(ids).head(_PILOT_REQUESTS + 1)]
     try:
-        with worker_settings(spark, plan.model, plan.longest_request):
+        with worker_settings(spark, plan.model, plan.heaviest_s):
             scorer.try_out(sample[:1])  # loads the model
             started = time.monotonic()
             scorer.try_out(sample[:1])

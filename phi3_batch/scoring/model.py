@@ -22,6 +22,7 @@ from phi3_batch.errors import InvalidModelError, InvalidParameterError
 from phi3_batch.generation import GenerationParams
 from phi3_batch.scoring.requests import CHAT_PARAMS, MESSAGES_INPUT, PROMPT_INPUT
 from phi3_batch.scoring.said import first_line
+from phi3_batch.scratch import temporary_files_here
 
 USAGE_PARAM = "usage"
 
@@ -125,7 +126,8 @@ def find_model(uri: str) -> FoundModel:
     """
     resolved_uri = _resolve_alias(uri)
     try:
-        info = mlflow.models.get_model_info(resolved_uri)
+        with temporary_files_here():
+            info = mlflow.models.get_model_info(resolved_uri)
     except (MlflowException, OSError) as error:
         raise InvalidModelError(
             f"no model {uri} in {mlflow.get_registry_uri()}: {first_line(error)}"
@@ -256,7 +258,7 @@ def _check_inputs(uri: str, info: ModelInfo) -> None:
 
 def _load(uri: str, served_uri: str) -> PyFuncModel:
     try:
-        with quiet_about_local_environment():
+        with quiet_about_local_environment(), temporary_files_here():
             model: PyFuncModel = mlflow.pyfunc.load_model(served_uri)
             return model
     except Exception as error:  # a model's own code may raise anything

@@ -26,6 +26,7 @@ from phi3_batch.scoring import (
 )
 from phi3_batch.scoring.columns import OURS, find_field, join_names, named
 from phi3_batch.scoring.hidden import with_texts
+from phi3_batch.scoring.idle_limit import allowed_seconds
 from phi3_batch.scoring.ledger import RunRecord
 from phi3_batch.scoring.model import FoundModel, ScoringModel, find_model, load_model
 from phi3_batch.scoring.outputs import OutputState
@@ -83,11 +84,13 @@ class Chunk:
         number: from 0.
         rows: in it.
         requests: how many the model is asked, equal ones once.
+        allowed_s: what they may take one after another on a slow machine, in seconds.
     """
 
     number: int
     rows: int
     requests: int
+    allowed_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +113,6 @@ class ScoringPlan:
         state: what of the run is in the output already.
         total: rows of the run, those that are done included.
         refused: how many of them no model will see, by error code.
-        longest_request: characters of the longest of the others.
         chunks: those that have rows.
         chunk_count: the chunk of a row is its bucket modulo this.
         done: numbers of the chunks that are in the output.
@@ -136,7 +138,6 @@ class ScoringPlan:
     state: OutputState
     total: int
     refused: Mapping[str, int]
-    longest_request: int
     chunks: tuple[Chunk, ...]
     chunk_count: int
     done: frozenset[int]
@@ -166,6 +167,11 @@ class ScoringPlan:
     def to_do(self) -> tuple[Chunk, ...]:
         """The chunks that are not in the output yet."""
         return tuple(chunk for chunk in self.chunks if chunk.number not in self.done)
+
+    @property
+    def heaviest_s(self) -> float:
+        """What the rows of a chunk may take at most, in seconds."""
+        return max((chunk.allowed_s for chunk in self.chunks), default=0.0)
 
     @property
     def finished(self) -> bool:
@@ -294,7 +300,7 @@ def plan_scoring(
         {REFUSAL: requests.refusal, BUCKET: identity.bucket_of(F.col(REQUEST_ID))}
     )
     greedy = _greedy(model, requests)
-    counts = _count(work, greedy, requests.characters())
+    counts = _count(work, greedy, allowed_seconds(model, requests))
     requests_in_all = sum(count.requests for count in counts)
     chunk_count = state.chunks or identity.chunk_count(requests_in_all)
     chunks = _chunks(counts, chunk_count)
@@ -334,7 +340,6 @@ def plan_scoring(
         state=state,
         total=sum(chunk.rows for chunk in chunks),
         refused=_sum_by_code(counts),
-        longest_request=max((count.longest or 0 for count in counts), default=0),
         chunks=chunks,
         chunk_count=chunk_count,
         done=done,
@@ -387,27 +392,36 @@ class _Count:
     code: str | None
     rows: int
     requests: int
-    longest: int | None
+    allowed_s: float | None
+    heaviest_s: float | None
 
 
-def _count(work: DataFrame, greedy: Column, characters: Column) -> list[_Count]:
+def _count(work: DataFrame, greedy: Column, allowed: Column) -> list[_Count]:
     """Rows by bucket and by what is wrong with them, and the requests that they make."""
     sound = F.col(REFUSAL).isNull()
     once = F.count_distinct(F.when(sound & greedy, F.col(REQUEST_ID)))
     counted = work.groupBy(BUCKET, F.col(REFUSAL)["code"].alias("code")).agg(
         F.count(F.lit(1)).alias("rows"),
         (once + F.count_if(sound & ~greedy)).alias("requests"),
-        F.max(F.when(sound, characters)).alias("longest"),
+        F.sum(F.when(sound, allowed)).alias("allowed"),
+        F.max(F.when(sound, allowed)).alias("heaviest"),
     )
     return [_Count(*row) for row in counted.collect()]
 
 
 def _chunks(counts: Sequence[_Count], number: int) -> tuple[Chunk, ...]:
     rows, requests = Counter[int](), Counter[int]()
+    allowed_s: dict[int, float] = {}
     for count in counts:
-        rows[count.bucket % number] += count.rows
-        requests[count.bucket % number] += count.requests
-    return tuple(Chunk(chunk, rows[chunk], requests[chunk]) for chunk in sorted(rows))
+        chunk = count.bucket % number
+        rows[chunk] += count.rows
+        requests[chunk] += count.requests
+        # of equal rows one is asked, perhaps
+        of_bucket = min(count.allowed_s or 0.0, (count.heaviest_s or 0.0) * count.requests)
+        allowed_s[chunk] = allowed_s.get(chunk, 0.0) + of_bucket
+    return tuple(
+        Chunk(chunk, rows[chunk], requests[chunk], allowed_s[chunk]) for chunk in sorted(rows)
+    )
 
 
 def _sum_by_code(counts: Sequence[_Count]) -> dict[str, int]:

@@ -18,6 +18,7 @@ from pyspark.sql.types import StructType
 from phi3_batch.errors import EnvironmentProblemError, InvalidParameterError
 from phi3_batch.scoring import schema
 from phi3_batch.scoring.columns import named
+from phi3_batch.scoring.idle_limit import IDLE_LIMIT, first_limit
 from phi3_batch.scoring.model import (
     USAGE_PARAM,
     ModelKind,
@@ -26,8 +27,7 @@ from phi3_batch.scoring.model import (
     quiet_about_local_environment,
 )
 from phi3_batch.scoring.requests import MESSAGES_INPUT, chat_requests, with_stand_ins
-from phi3_batch.scoring.said import first_line
-from phi3_batch.scoring.tasks import REQUESTS_PER_TASK
+from phi3_batch.scratch import temporary_files_here
 
 # An error of MLflow's schema enforcement quotes the data, unless this is set.
 _NO_DATA_IN_ERRORS = {"MLFLOW_DISABLE_SCHEMA_DETAILS": "true"}
@@ -36,13 +36,7 @@ _WORKER_ENV = _NO_DATA_IN_ERRORS | {"PHI3_BATCH_TIME_LIMITS": "1"}
 # Which engine runs an ONNX build: the driver's choice holds for its workers.
 _ENGINE_VARIABLE = "PHI3_BATCH_ENGINE"
 
-_IDLE_LIMIT = "spark.sql.execution.pyspark.udf.idleTimeoutSeconds"
 _KILL_IDLE = "spark.sql.execution.pyspark.udf.killOnIdleTimeout"
-# A worker that is silent for so long, and so many times what tasks take, is not slow: it hangs.
-_HANG_SECONDS = 600
-_HANG_FACTOR = 10
-_SECONDS_PER_TOKEN = 2  # that is generated
-_SECONDS_PER_CHARACTER = 0.1  # of what is read, where each may be a token
 
 _RESULT_TYPES: dict[ModelKind, StructType | str] = {
     ModelKind.CHAT: schema.CHAT_COMPLETION,
@@ -118,9 +112,7 @@ def chat_udf(spark: SparkSession, model: ScoringModel) -> Callable[..., Column]:
 
 
 @contextmanager
-def worker_settings(
-    spark: SparkSession, model: ScoringModel, longest_request: int
-) -> Iterator[None]:
+def worker_settings(spark: SparkSession, model: ScoringModel, heaviest_s: float) -> Iterator[None]:
     """Spark's settings for Python workers while a job runs in the ``with`` block.
 
     Spark calls predict once for each Arrow batch. Batches of one row are what makes a model see
@@ -130,13 +122,9 @@ def worker_settings(
     Args:
         spark: the session.
         model: what the workers run.
-        longest_request: its characters.
+        heaviest_s: what the rows of the heaviest chunk may take together.
     """
-    # until it is known what tasks take, no more than is plausible for what they read and generate
-    tokens = model.params.get("max_tokens", model.defaults["max_tokens"])
-    each = _SECONDS_PER_TOKEN * tokens + _SECONDS_PER_CHARACTER * longest_request
-    seconds = int(_HANG_SECONDS + each * REQUESTS_PER_TASK)
-    settings = {_IDLE_LIMIT: f"{seconds}s", _KILL_IDLE: "true"}
+    settings = {IDLE_LIMIT: first_limit(heaviest_s), _KILL_IDLE: "true"}
     if model.one_row_at_a_time:
         settings["spark.sql.execution.arrow.maxRecordsPerBatch"] = "1"
     elif not model.greedy or model.takes_messages:
@@ -183,17 +171,6 @@ def engines_in_use(spark: SparkSession, slots: int) -> set[str]:
     return {row[0] for row in rows if row[0]}
 
 
-def limit_idle_workers(spark: SparkSession, task_seconds: float) -> None:
-    """Have Spark kill a worker that hangs in a batch, now that it is known what a task takes.
-
-    Args:
-        spark: the session, within :func:`worker_settings`.
-        task_seconds: that a task takes, as measured.
-    """
-    seconds = _HANG_SECONDS + _HANG_FACTOR * task_seconds
-    spark.conf.set(_IDLE_LIMIT, f"{int(seconds)}s")
-
-
 def _mlflow_udf(
     spark: SparkSession, model: ScoringModel, environment: Mapping[str, str]
 ) -> Callable[[Column], Column]:
@@ -203,7 +180,7 @@ def _mlflow_udf(
     if choice := os.environ.get(_ENGINE_VARIABLE):
         environment = {**environment, _ENGINE_VARIABLE: choice}
     try:
-        with quiet_about_local_environment():
+        with quiet_about_local_environment(), temporary_files_here():
             udf = mlflow.pyfunc.spark_udf(
                 spark,
                 model.served_uri,
@@ -217,8 +194,8 @@ def _mlflow_udf(
         raise
     except OSError as error:  # a full disk
         raise EnvironmentProblemError(
-            f"MLflow cannot copy {model.uri} to {tempfile.gettempdir()}: {first_line(error)}."
-            " TMPDIR names another place"
+            f"MLflow cannot copy {model.uri} to {tempfile.gettempdir()}"
+            f" ({error.strerror or type(error).__name__}): TMPDIR names another place"
         ) from error
     return _quoting_nothing(udf)
 

@@ -118,6 +118,12 @@ def test_every_row_has_a_limit_of_its_own(run):
 
 
 @both_engines
+def test_a_slow_answer_that_grows_does_not_hang(run, module):
+    done = run("hang_in(0.3)\n" + ANSWER, module, seconds=1.5)  # 2.4 s, a token after the other
+    assert (done.returncode, done.stdout) == (0, f"{MADRID}\n")
+
+
+@both_engines
 def test_a_row_that_fails_ends_its_limit_too(run, module):
     code = """
 def fail(*arguments):

@@ -10,11 +10,12 @@ from pyspark.sql import DataFrame, SparkSession
 
 from phi3_batch.errors import ScoringError
 from phi3_batch.models.wrap import wrap_pipeline
-from phi3_batch.scoring import udf
+from phi3_batch.scoring import idle_limit, udf
 from phi3_batch.scoring.batch import Budget, Progress, run_scoring
 from phi3_batch.scoring.chunks import ScoredChunk
 from phi3_batch.scoring.model import ScoringModel
 from phi3_batch.scoring.plan import ScoreOptions, plan_scoring
+from phi3_batch.scoring.source import Source
 from phi3_batch.scoring.tables import Location
 from tests.spark.test_other_models import log
 from tests.spark.test_score import SPAIN, score
@@ -109,10 +110,9 @@ def test_a_row_that_hangs_is_found_and_costs_no_other(
 ) -> None:
     # a worker that begins must be faster than this on a machine that is busy; few rows, so that
     # few workers have to be waited for
-    monkeypatch.setattr(udf, "_HANG_SECONDS", 10)
-    monkeypatch.setattr(udf, "_SECONDS_PER_TOKEN", 0)
-    monkeypatch.setattr(udf, "_SECONDS_PER_CHARACTER", 0)
-    monkeypatch.setattr(udf, "_HANG_FACTOR", 0)
+    monkeypatch.setattr(idle_limit, "_HANG_SECONDS", 10)
+    monkeypatch.setattr(idle_limit, "_SECONDS_PER_TOKEN", 0)
+    monkeypatch.setattr(idle_limit, "_SECONDS_PER_CHARACTER", 0)
     prompts = ["sound", "sound too", "endless"]
     output = str(tmp_path / "out")
     assert score(log("hanging"), write_prompts(prompts), output) == 0
@@ -122,16 +122,38 @@ def test_a_row_that_hangs_is_found_and_costs_no_other(
     assert all(row["completion"] == prompt for prompt, row in rows.items())
 
 
+def limit_of(spark: SparkSession, options: ScoreOptions) -> int:
+    """Spark's limit for a job that has begun, in seconds."""
+    plan = plan_scoring(spark, options, wrap_pipeline=wrap_pipeline)
+    with udf.worker_settings(spark, plan.model, plan.heaviest_s):
+        return int(str(spark.conf.get(idle_limit.IDLE_LIMIT)).removesuffix("s"))
+
+
 def test_a_worker_that_reads_long_prompts_does_not_count_as_one_that_hangs(
     spark: SparkSession, model_uri: str, write_prompts: WritePrompts, tmp_path: Path
 ) -> None:
-    source = write_prompts([SPAIN, "How long is this? " * 1_000, None])
+    source = write_prompts(["How long is this? " * 1_000 + str(n) for n in range(3)] + [None])
     options = ScoreOptions(
         model_uri, Location(source), Location(str(tmp_path / "out")), generation={"max_tokens": 1}
     )
-    plan = plan_scoring(spark, options, wrap_pipeline=wrap_pipeline)
-    with udf.worker_settings(spark, plan.model, plan.longest_request):
-        limit = spark.conf.get(udf._IDLE_LIMIT)
-    # 5,000 tokens of 512 prompts, of which a small machine reads 20 a second
-    assert limit is not None
-    assert int(limit.removesuffix("s")) > 512 * 5_000 / 20
+    # 5,000 tokens of 3 prompts, of which a small machine reads 20 a second
+    assert 600 + 3 * 5_000 / 20 < limit_of(spark, options) < 100_000
+
+
+def test_a_row_may_take_what_its_own_parameters_ask_for(
+    spark: SparkSession, chat_uri: str, tmp_path: Path
+) -> None:
+    spark.sql(
+        "select array(struct('user' role, 'Hi ' || id content)) messages, 1 most,"
+        " if(id = 7, 4000, 1) longest, if(id = 7, 128, 1) answers from range(20)"
+    ).write.format("delta").save(f"{tmp_path}/in")
+    options = ScoreOptions(
+        chat_uri,
+        Location(f"{tmp_path}/in"),
+        Location(f"{tmp_path}/out"),
+        source=Source(param_columns={"max_tokens": "longest", "n": "answers"}),
+    )
+    # two cores write some 60 tokens a second, of 128 answers at once
+    limit = limit_of(spark, options)
+    assert limit > 128 * 4_000 / 60
+    assert limit < 600 + 2 * (128 * 4_000 * 2)  # and the other rows are what they are

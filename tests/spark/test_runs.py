@@ -99,9 +99,20 @@ def test_a_run_that_stopped_is_resumed_and_then_finished(
     assert "335" in report
     assert "Madrid" not in report
 
-    assert score(model_uri, many, output, "--mode", "overwrite") == 0
-    assert "335 rows are in the output, 0 chunks are to do" in said()["resumed"]
+    # as if it had been killed between its last commit and its record
+    client = mlflow.MlflowClient()
+    client.update_run(run_id, "RUNNING")
+    client.delete_tag(run_id, "phi3_batch.outcome")
+    copy = tmp_path / "report.html"
+    assert score(model_uri, many, output, "--mode", "overwrite", "--report", str(copy)) == 0
+    third = said()
+    assert "335 rows are in the output, 0 chunks are to do" in third["resumed"]
+    assert third["mlflow"] == f"run {run_id} has its record now"
     assert read(output).count() == 335
+    run = mlflow.get_run(run_id)
+    assert (run.info.status, run.data.tags["phi3_batch.outcome"]) == ("FINISHED", "complete")
+    assert run.data.metrics["completion_tokens"] > 0
+    assert "335" in copy.read_text(encoding="utf-8")
 
 
 def test_another_run_never_mixes_with_the_old_by_itself(

@@ -1,6 +1,8 @@
 """What the command line writes, and in how many pieces."""
 
 import io
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 from phi3_batch.cli import main
 from phi3_batch.cli.console import print_field
 from phi3_batch.scoring import session
+from tests.conftest import REPOSITORY
 
 
 class Writes(io.StringIO):
@@ -55,3 +58,59 @@ def test_a_jvm_that_dies_between_two_questions_is_one_line(
     assert main(["score", *options]) == 1
     (line,) = [piece for piece in stderr.pieces if piece.startswith("error:")]
     assert line.startswith("error: Spark's driver JVM is gone (killed, or out of memory:")
+
+
+@pytest.mark.parametrize(
+    ("refused", "said"),
+    [
+        (PermissionError(13, "Permission denied", "/out"), "/out may not be read or written by"),
+        (OSError(28, "No space left on device"), "the disk is full"),
+        (OSError(24, "Too many open files"), "too many files are open: raise the limit"),
+        (OSError(30, "Read-only file system", "/out"), "/out is on a file system that is read-onl"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(
+    refused: OSError, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def get_session() -> None:
+        raise refused
+
+    stderr = Writes()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    monkeypatch.setattr(session, "get_session", get_session)
+    options = ["--model", "models:/phi3/1", "--input", "in", "--output", "out"]
+    assert main(["score", *options]) == 1
+    (line,) = [piece for piece in stderr.pieces if piece.startswith("error:")]
+    assert line.startswith(f"error: {said}")
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_reader_who_has_gone_ends_the_process_quietly(stream: str) -> None:
+    """As ``| head`` does."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    code = """
+import sys
+from phi3_batch.cli import console
+
+show = sys.modules["phi3_batch.cli.score"]._interrupt_when_unread
+try:
+    show(lambda _: console.err.print("scoring: 0 of 1 rows"))(None)
+except KeyboardInterrupt:
+    console.err.print("interrupted: nobody reads this")
+    sys.exit(console.UNREAD)
+console.print_field("table", "nobody reads this")
+print("not reached", file=sys.stderr)
+"""
+    others = {"stdout", "stderr"} - {stream}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=REPOSITORY,
+        text=True,
+        **{stream: writing, **dict.fromkeys(others, subprocess.PIPE)},  # type: ignore[call-overload]
+    )
+    os.close(writing)
+    assert done.returncode == 141
+    assert (done.stdout or "") + (done.stderr or "") == (
+        "scoring: 0 of 1 rows\n" if stream == "stdout" else ""
+    )
