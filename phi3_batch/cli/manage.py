@@ -90,6 +90,7 @@ def build(
     from phi3_batch import build as builder
     from phi3_batch.engines import Checkpoint
 
+    builder.check_options(model_dir, block_size=block_size, accuracy_level=accuracy_level)
     with status("looking at the checkpoint"):
         source = Checkpoint.open(builder.fetch_checkpoint(checkpoint))
         needs = builder.estimate_build(source, block_size)

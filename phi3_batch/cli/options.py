@@ -139,7 +139,8 @@ def score_options(
     """What the user asked for.
 
     Raises:
-        InvalidParameterError: a template or a ``--param`` cannot be read.
+        InvalidParameterError: a template, a list of columns or a ``--param`` cannot be read, or
+            an option is out of range.
     """
     from phi3_batch.scoring.plan import ScoreOptions
     from phi3_batch.scoring.source import Source
@@ -157,19 +158,27 @@ def score_options(
             user_template=None if user_template is None else UserTemplate.parse(user_template),
             param_columns=_param_columns(param or []),
         ),
-        keep=_names(keep),
+        keep=_names("--keep", keep),
         keep_response=keep_response,
         limit=limit,
         mode=mode.value,
-        ids=_names(ids) or (),
+        ids=_names("--id", ids) or (),
         retry_errors=retry_errors,
         delete_removed=delete_removed,
         generation={name: value for name, value in given.items() if value is not None},
     )
 
 
-def _names(text: str | None) -> tuple[str, ...] | None:
-    return None if text is None else tuple(text.split(","))
+def _names(option: str, text: str | None) -> tuple[str, ...] | None:
+    """``"a,b"`` → ``("a", "b")``."""
+    if text is None:
+        return None
+    names = tuple(text.split(","))
+    if not all(name.strip() for name in names):
+        raise InvalidParameterError(f"{option} {text} has no column's name beside a comma")
+    if doubled := [name for name in names if names.count(name) > 1]:
+        raise InvalidParameterError(f"{option} names column {doubled[0]!r} twice")
+    return names
 
 
 def _param_columns(given: Sequence[str]) -> dict[str, str]:
