@@ -80,10 +80,10 @@ def test_a_count_below_its_minimum_is_refused(name, value, minimum):
     [
         ("max_tokens", 2**31, "from 1 to 2147483647"),
         ("max_tokens", 2**62, "from 1 to 2147483647"),
-        ("max_tokens", -(10**5000), "from 1 to 2147483647"),
+        pytest.param("max_tokens", -(10**5000), "from 1 to 2147483647", id="more than str takes"),
         ("top_k", 2**31, "from 0 to 2147483647"),
         ("seed", 2**63, "from 0 to 9223372036854775807"),
-        ("seed", 10**5000, "from 0 to 9223372036854775807"),
+        ("seed", 10**30, "from 0 to 9223372036854775807"),
     ],
 )
 def test_a_count_beyond_what_runtimes_hold_is_refused(name, value, said):
@@ -92,7 +92,7 @@ def test_a_count_beyond_what_runtimes_hold_is_refused(name, value, said):
     assert str(error.value) == f"{name} must be {said}"
 
 
-@pytest.mark.parametrize("value", [0, -1, 129, 10**5000, 1.0, True, "2", None])
+@pytest.mark.parametrize("value", [0, -1, 129, 10**30, 1.0, True, "2", None])
 def test_choices_are_as_many_as_openai_gives(value):
     with pytest.raises(InvalidParameterError) as error:
         check_choices(value)
