@@ -166,16 +166,12 @@ def build_int4(
         InvalidParameterError: ``out`` is taken or cannot be written, or the builder does not take
             the algorithm, the block size or the accuracy level.
     """
-    _require_one_of("algorithm", algorithm, ALGORITHMS)
-    _require_one_of("block_size", block_size, BLOCK_SIZES)
-    _require_one_of("accuracy_level", accuracy_level, ACCURACY_LEVELS)
+    check_options(out, algorithm=algorithm, block_size=block_size, accuracy_level=accuracy_level)
     _require_packages()
     checkpoint = Checkpoint.open(checkpoint_dir)
     linears, _ = _weights(checkpoint)
-    out = Path(out)
+    out = Path(out).resolve()  # "." too can be replaced by its name
     try:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise InvalidParameterError(f"{out} is there already: give a folder for the build")
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
             built = Path(scratch, "build")
@@ -191,6 +187,28 @@ def build_int4(
     except OSError as error:
         raise InvalidParameterError(f"{out} cannot be written: {error}") from error
     return ModelFolder.open(out)
+
+
+def check_options(
+    out: str | Path, *, algorithm: str = "default", block_size: int = 32, accuracy_level: int = 4
+) -> None:
+    """See whether :func:`build_int4` could start, before gigabytes are fetched for it.
+
+    Raises:
+        InvalidParameterError: as of :func:`build_int4`.
+    """
+    _require_one_of("algorithm", algorithm, ALGORITHMS)
+    _require_one_of("block_size", block_size, BLOCK_SIZES)
+    _require_one_of("accuracy_level", accuracy_level, ACCURACY_LEVELS)
+    out = Path(out)
+    try:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise InvalidParameterError(f"{out} is there already: give a folder for the build")
+        above = next(folder for folder in out.resolve().parents if folder.exists())
+    except OSError as error:
+        raise InvalidParameterError(f"{out} cannot be written: {error}") from error
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise InvalidParameterError(f"{out} cannot be written: {above} is no folder to write to")
 
 
 def check_build(folder: ModelFolder, checkpoint: Checkpoint, text: Path = SAMPLE_TEXT) -> Trial:

@@ -11,11 +11,30 @@ from phi3_batch.errors import InvalidParameterError, RowErrorCode
 
 FinishReason = Literal["stop", "length"]
 
+# As many as OpenAI's API takes: a row that asks for a million would hold up all others.
+MOST_CHOICES = 128
+# More than any context or vocabulary has, and in the whole numbers of every runtime.
+_MOST_TOKENS = 2**31 - 1
+_LARGEST_SEED = 2**63 - 1  # that a model's signature can hold
 
-def _require_int(name: str, value: object, minimum: int) -> None:
+
+def check_choices(value: object) -> int:
+    """The ``n`` of a chat, if it is one.
+
+    Raises:
+        InvalidParameterError: it is not a whole number from 1 to MOST_CHOICES.
+    """
     # bool is an int to isinstance, and never what was meant
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MOST_CHOICES:
+        raise InvalidParameterError(f"n must be a whole number from 1 to {MOST_CHOICES}")
+    return value
+
+
+def _require_int(name: str, value: object, minimum: int, maximum: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool):
         raise InvalidParameterError(f"{name} must be a whole number, not {value!r}")
+    if abs(value) > maximum:  # not shown: Python writes no number of thousands of digits
+        raise InvalidParameterError(f"{name} must be from {minimum} to {maximum}")
     if value < minimum:
         raise InvalidParameterError(f"{name} must be {minimum} or above, not {value}")
 
@@ -37,13 +56,14 @@ class GenerationParams:
     The defaults are the defaults of the logged models and of the command line too.
 
     Attributes:
-        max_tokens: the most tokens to generate, at least 1; the context length may end it sooner.
+        max_tokens: the most tokens to generate, from 1 to 2**31 - 1; the context length may end it
+            sooner.
         temperature: 0 is greedy decoding; above 0 the logits are divided by it and sampled.
         top_p: sample from the smallest set of tokens that holds this probability mass, in (0, 1].
-        top_k: sample from the k likeliest tokens; 0 means all of them.
+        top_k: sample from the k likeliest tokens, up to 2**31 - 1; 0 means all of them.
         stop: strings that end the completion; the text is cut before the first one found.
-        seed: of the random numbers that sampling draws; an engine follows it to the letter, and
-            the logged models derive each row's own from it.
+        seed: of the random numbers that sampling draws, from 0 to 2**63 - 1; an engine follows it
+            to the letter, and the logged models derive each row's own from it.
 
     Raises:
         InvalidParameterError: a value is of the wrong type or out of range.
@@ -57,9 +77,9 @@ class GenerationParams:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require_int("max_tokens", self.max_tokens, minimum=1)
-        _require_int("top_k", self.top_k, minimum=0)
-        _require_int("seed", self.seed, minimum=0)
+        _require_int("max_tokens", self.max_tokens, 1, _MOST_TOKENS)
+        _require_int("top_k", self.top_k, 0, _MOST_TOKENS)
+        _require_int("seed", self.seed, 0, _LARGEST_SEED)
         _require_number("temperature", self.temperature)
         if self.temperature < 0:
             raise InvalidParameterError(

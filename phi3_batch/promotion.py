@@ -13,6 +13,7 @@ import pandas as pd
 from mlflow.pyfunc import PyFuncModel
 
 from phi3_batch.errors import InvalidParameterError, PromotionError
+from phi3_batch.models.names import check_alias
 from phi3_batch.models.wrap import wrap_pipeline
 from phi3_batch.scoring.model import USAGE_PARAM, find_model
 from phi3_batch.scoring.requests import MESSAGES_INPUT, PROMPT_INPUT
@@ -76,7 +77,8 @@ def promote(
     """
     if not 0 <= max_error_rate <= 1:
         raise InvalidParameterError(f"the error rate must be from 0 to 1, not {max_error_rate}")
-    rows = read_smoke_file(smoke_file)
+    check_alias(alias)
+    rows, digest = read_smoke_file(smoke_file)
     found = find_model(f"models:/{name}/{version}")
     wanted = MESSAGES_INPUT if found.takes_messages else PROMPT_INPUT
     for row in rows:
@@ -91,7 +93,7 @@ def promote(
                 "model_version": found.uri,
                 "alias": alias,
                 "smoke_file": smoke_file.name,
-                "smoke_file_sha256": hashlib.sha256(smoke_file.read_bytes()).hexdigest(),
+                "smoke_file_sha256": digest,
                 "max_error_rate": max_error_rate,
             }
         )
@@ -121,14 +123,16 @@ def promote(
     return Promotion(found.uri, alias, len(rows), len(failures), run.info.run_id)
 
 
-def read_smoke_file(path: Path) -> list[SmokeRow]:
-    """Read a smoke file.
+def read_smoke_file(path: Path) -> tuple[list[SmokeRow], str]:
+    """Read a smoke file; its rows, and the SHA-256 of its bytes.
 
     Raises:
         InvalidParameterError: it is not there, is empty, or a line is not as it should be.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        content = path.read_bytes()  # once: it may be a pipe
+        # not splitlines, which knows line breaks that JSON has within its strings
+        lines = content.decode("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidParameterError(f"cannot read the smoke file {path}: {error}") from error
     rows = [
@@ -136,13 +140,13 @@ def read_smoke_file(path: Path) -> list[SmokeRow]:
     ]
     if not rows:
         raise InvalidParameterError(f"the smoke file {path} has no rows")
-    return rows
+    return rows, hashlib.sha256(content).hexdigest()
 
 
 def _read_row(path: Path, number: int, line: str) -> SmokeRow:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):  # it is no JSON, or nested too deeply to be a smoke row
         row = None
     if not isinstance(row, dict):
         raise InvalidParameterError(f"line {number} of {path} is no JSON object")
@@ -155,7 +159,23 @@ def _read_row(path: Path, number: int, line: str) -> SmokeRow:
             f"line {number} of {path} needs 'contains', a string or a list of strings"
         )
     inputs = {name: row[name] for name in (PROMPT_INPUT, MESSAGES_INPUT) if name in row}
+    if not isinstance(inputs.get(PROMPT_INPUT, ""), str):
+        raise InvalidParameterError(f"line {number} of {path} has a 'prompt' that is no string")
+    if not _is_messages(inputs.get(MESSAGES_INPUT, [])):
+        raise InvalidParameterError(
+            f"line {number} of {path} has 'messages' that are no list of objects with 'role' and"
+            " 'content', both strings"
+        )
     return SmokeRow(number, inputs, tuple(contains))
+
+
+def _is_messages(value: object) -> bool:
+    """Whether MLflow can hand them to a model, which may answer that they make no chat."""
+    return isinstance(value, list) and all(
+        isinstance(message, dict)
+        and all(isinstance(message.get(name), str) for name in ("role", "content"))
+        for message in value
+    )
 
 
 def _failure(model: PyFuncModel, wanted: str, row: SmokeRow) -> str | None:

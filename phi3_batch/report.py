@@ -4,13 +4,16 @@ Counts, times and names only: no text of a prompt or a completion can get into i
 """
 
 import math
+import os
 import re
 import statistics
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.resources import files
 from io import StringIO
+from pathlib import Path
 from typing import NamedTuple
 
 import jinja2
@@ -22,6 +25,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
+from phi3_batch.errors import InvalidParameterError
 from phi3_batch.scoring.statistics import ChunkRecord, Histogram
 
 _COMPLETE = "complete"
@@ -166,6 +170,25 @@ def render(report: RunReport) -> str:
         error_rows=_errors_by_count(report.errors),
         plots=_draw(report, chunks),
     )
+
+
+def check_report_file(file: Path) -> None:
+    """See whether a report can be written to a file, and leave the file as it is.
+
+    Raises:
+        InvalidParameterError: it is a folder, or it cannot be written.
+    """
+    try:
+        if file.exists():
+            os.close(os.open(file, os.O_WRONLY | os.O_NONBLOCK))  # O_NONBLOCK: of a pipe too
+        elif not file.parent.is_dir():
+            raise InvalidParameterError(f"--report: there is no folder {file.parent}")
+        else:
+            tempfile.TemporaryFile(dir=file.parent).close()  # has no name, where Linux can do so
+    except OSError as error:
+        raise InvalidParameterError(
+            f"--report: {file} cannot be written: {error.strerror}; give the name of a file"
+        ) from error
 
 
 def summarize(report: RunReport) -> str:

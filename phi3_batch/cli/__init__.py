@@ -17,6 +17,7 @@ from phi3_batch.cli.log import log_app
 from phi3_batch.cli.manage import build, doctor, promote, verify
 from phi3_batch.cli.plan import plan
 from phi3_batch.cli.score import score
+from phi3_batch.cli.values import CheckedCommand
 from phi3_batch.errors import Phi3BatchError
 
 app = typer.Typer(
@@ -28,7 +29,7 @@ app = typer.Typer(
 )
 app.add_typer(log_app, name="log")
 for command in (plan, score, verify, promote, build, doctor):
-    app.command()(command)
+    app.command(cls=CheckedCommand)(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

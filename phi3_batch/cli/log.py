@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from phi3_batch.cli.console import out, status
+from phi3_batch.cli.values import CheckedCommand
 
 if TYPE_CHECKING:  # the commands import what they need: --help must not wait for mlflow
     from mlflow.models.model import ModelInfo
@@ -42,7 +43,7 @@ _Engine = Annotated[
 ]
 
 
-@log_app.command("prompt")
+@log_app.command("prompt", cls=CheckedCommand)
 def log_prompt(
     model_dir: _Build,
     register: _Register = None,
@@ -59,7 +60,7 @@ def log_prompt(
     _print_logged(info, register, alias)
 
 
-@log_app.command("chat")
+@log_app.command("chat", cls=CheckedCommand)
 def log_chat(
     model_dir: _Build,
     register: _Register = None,
@@ -76,7 +77,7 @@ def log_chat(
     _print_logged(info, register, alias)
 
 
-@log_app.command("pipeline")
+@log_app.command("pipeline", cls=CheckedCommand)
 def log_pipeline(
     checkpoint: Annotated[
         Path, typer.Argument(help="Folder of a Phi-3 checkpoint.", show_default=False)

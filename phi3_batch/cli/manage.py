@@ -109,6 +109,12 @@ def build(
     from phi3_batch.engines.perplexity import SAMPLE_TEXT, read_text
 
     text = text or SAMPLE_TEXT
+    builder.check_options(
+        model_dir,
+        algorithm=algorithm,
+        block_size=block_size,
+        accuracy_level=accuracy_level,
+    )
     with status("looking at the checkpoint"):
         source = Checkpoint.open(builder.fetch_checkpoint(checkpoint))
         needs = builder.estimate_build(source, block_size, algorithm)

@@ -140,7 +140,8 @@ def score_options(
     """What the user asked for.
 
     Raises:
-        InvalidParameterError: a template or a ``--param`` cannot be read.
+        InvalidParameterError: a template, a list of columns or a ``--param`` cannot be read, or
+            an option is out of range.
     """
     from phi3_batch.scoring.plan import ScoreOptions
     from phi3_batch.scoring.source import Source
@@ -172,13 +173,20 @@ def score_options(
 def _names(option: str, text: str | None) -> tuple[str, ...] | None:
     from phi3_batch.scoring.columns import split_names
 
+    if text is None:
+        return None
     try:
-        return None if text is None else split_names(text)
+        names = split_names(text)
     except csv.Error as error:
         raise InvalidParameterError(
             f"{option} {text} cannot be read ({error}); a name with a comma in it goes between"
             " backticks"
         ) from error
+    if not all(name.strip() for name in names):
+        raise InvalidParameterError(f"{option} {text} has no column's name beside a comma")
+    if doubled := [name for name in names if names.count(name) > 1]:
+        raise InvalidParameterError(f"{option} names column {doubled[0]!r} twice")
+    return names
 
 
 def _param_columns(given: Sequence[str]) -> dict[str, str]:

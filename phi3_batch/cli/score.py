@@ -13,7 +13,7 @@ from phi3_batch.cli import options as given
 from phi3_batch.cli.console import UNREAD, err, in_brackets, out, print_field, status
 from phi3_batch.cli.forecast import print_forecast, print_plan
 from phi3_batch.cli.progress import progress_display
-from phi3_batch.errors import EnvironmentProblemError, InvalidParameterError
+from phi3_batch.errors import EnvironmentProblemError
 
 if TYPE_CHECKING:  # the commands import what they need: --help must not wait for pyspark
     from phi3_batch.scoring.batch import Progress, Summary
@@ -103,12 +103,13 @@ def score(
         seed=seed,
         n=n,
     )
-    if report and not report.parent.is_dir():
-        raise InvalidParameterError(f"--report: there is no folder {report.parent}")
     from phi3_batch import tracking
     from phi3_batch.models.wrap import wrap_pipeline
+    from phi3_batch.report import check_report_file
     from phi3_batch.scoring import batch, forecast, plan, session
 
+    if report is not None:
+        check_report_file(report)
     with status("starting Spark (the first start fetches Delta's jars)"):
         spark = session.get_session()
     with status("checking the tables and the model"):

@@ -7,11 +7,8 @@ from typing import Any
 import numpy as np
 
 from phi3_batch.errors import InvalidParameterError, RowErrorCode
-from phi3_batch.generation import GenerationParams, Request, RowError
+from phi3_batch.generation import GenerationParams, Request, RowError, check_choices
 from phi3_batch.text import ROLES, Message, find_character_error, is_null
-
-# As many as OpenAI's API takes: a row that asks for a million would hold up all others.
-MOST_CHOICES = 128
 
 _GENERATION_FIELDS = tuple(field.name for field in fields(GenerationParams))
 
@@ -53,11 +50,9 @@ def parse_chat(row: Mapping[str, Any], defaults: GenerationParams) -> Chat | Row
         return messages
     if given.get("stream"):
         return _invalid_parameter("stream has no meaning in a batch: leave it out or give false")
-    choices = _whole(given.get("n", 1))
-    if type(choices) is not int or not 1 <= choices <= MOST_CHOICES:
-        return _invalid_parameter(f"n must be a whole number from 1 to {MOST_CHOICES}")
     options = {name: value for name, value in given.items() if name in _GENERATION_FIELDS}
     try:
+        choices = check_choices(_whole(given.get("n", 1)))
         return Chat(messages, parse_params(options, defaults), choices)
     except InvalidParameterError as error:
         return _invalid_parameter(str(error))

@@ -11,9 +11,9 @@ from mlflow.models.model import ModelInfo
 
 from phi3_batch.engines import Checkpoint, EngineChoice, Manifest, ModelFolder, check_choice
 from phi3_batch.engines.checkpoint import require_torch
-from phi3_batch.errors import InvalidParameterError
 from phi3_batch.models.chat import chat_config
 from phi3_batch.models.forms import Form, chat_form, pipeline_form, prompt_form
+from phi3_batch.models.names import check_names
 from phi3_batch.models.pipeline import params_from_transformers
 
 if TYPE_CHECKING:
@@ -49,11 +49,12 @@ def log_prompt_model(
     Raises:
         InvalidModelError: the folder is not an int4 ONNX build of Phi-3, or has the tokenizer of
             another model.
-        InvalidParameterError: an alias without a name to register under, or no such engine.
+        InvalidParameterError: a name that MLflow refuses, an alias without a name to
+            register under, or no such engine.
     """
-    _check_alias(alias, registered_model_name)
     check_choice(engine)
     folder = ModelFolder.open(model_dir)
+    check_names(name, registered_model_name, alias)
     form = prompt_form(params=params)
     form.check(folder)
     with _run(name):
@@ -88,12 +89,12 @@ def log_chat_model(
     Raises:
         InvalidModelError: the folder is not an int4 ONNX build of Phi-3, or its tokenizer lacks
             control tokens of Phi-3's chat format.
-        InvalidParameterError: an alias without a name to register under, no such engine, or a
-            parameter that is unknown or out of range.
+        InvalidParameterError: a name that MLflow refuses, an alias without a name to
+            register under, no such engine, or a parameter that is unknown or out of range.
     """
-    _check_alias(alias, registered_model_name)
     check_choice(engine)
     folder = ModelFolder.open(model_dir)
+    check_names(name, registered_model_name, alias)
     config = chat_config(name, model_config or {})
     form = chat_form()
     form.check(folder)
@@ -130,14 +131,16 @@ def log_pipeline_model(
     Raises:
         InvalidModelError: the folder is not a Phi-3 checkpoint, or its tokenizer lacks control
             tokens of Phi-3's chat format.
-        InvalidParameterError: an alias without a name to register under, or a model_config that
-            the model cannot follow.
+        InvalidParameterError: a name that MLflow refuses, an alias without a name to
+            register under, or a model_config that the model cannot follow.
         EnvironmentProblemError: torch or transformers is not installed.
     """
+    check_names(name, registered_model_name, alias)
+    if isinstance(model, str | Path):
+        Checkpoint.open(model)  # what can be wrong with it is told before torch is imported
     require_torch()
     from phi3_batch.models import transformers_flavor
 
-    _check_alias(alias, registered_model_name)
     transformers_config = dict(model_config or {})
     config = chat_config(name, params_from_transformers(transformers_config))
     with tempfile.TemporaryDirectory() as scratch:
@@ -145,11 +148,6 @@ def log_pipeline_model(
         with _run(name):
             transformers_flavor.log(pipeline, f"{name}-transformers", transformers_config)
             return _log(pipeline_form(), checkpoint, name, registered_model_name, alias, config)
-
-
-def _check_alias(alias: str | None, registered_model_name: str | None) -> None:
-    if alias and not registered_model_name:
-        raise InvalidParameterError("an alias needs a registered model name to belong to")
 
 
 def _run(name: str) -> contextlib.AbstractContextManager[object]:

@@ -132,6 +132,10 @@ def find_model(uri: str) -> FoundModel:
         raise InvalidModelError(
             f"no model {uri} in {mlflow.get_registry_uri()}: {first_line(error)}"
         ) from error
+    except Exception as error:  # of a store's own client, which may be missing; of a damaged file
+        raise InvalidModelError(
+            f"the model {uri} cannot be looked up ({type(error).__name__}: {first_line(error)})"
+        ) from error
     _check_inputs(uri, info)
     return FoundModel(uri, resolved_uri, info)
 

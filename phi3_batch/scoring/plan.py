@@ -13,7 +13,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
 from phi3_batch.errors import InvalidParameterError, TableError
-from phi3_batch.generation import GenerationParams
+from phi3_batch.generation import GenerationParams, check_choices
 from phi3_batch.scoring import (
     balance,
     constraints,
@@ -42,6 +42,8 @@ REFUSAL = f"{OURS}refusal"
 BUCKET = f"{OURS}bucket"
 EXISTING = f"{OURS}existing"  # copies of a sampled request that were scored before
 
+_LARGEST_LIMIT = 2**31 - 1  # Spark's own, whose LIMIT is an int of the JVM
+
 
 @dataclass(frozen=True, slots=True)
 class ScoreOptions:
@@ -60,6 +62,9 @@ class ScoreOptions:
         retry_errors: with ids, score rows again that have an error.
         delete_removed: with ids, delete output rows that the input has no longer.
         generation: generation parameters given by the user; the model's defaults for the others.
+
+    Raises:
+        InvalidParameterError: an option is out of range, or goes with no other that is given.
     """
 
     model: str
@@ -74,6 +79,12 @@ class ScoreOptions:
     retry_errors: bool = False
     delete_removed: bool = False
     generation: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_generation(self.generation)
+        _check_incremental(self)
+        if self.limit is not None and not 1 <= self.limit <= _LARGEST_LIMIT:
+            raise InvalidParameterError(f"the limit must be from 1 to {_LARGEST_LIMIT} rows")
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,10 +233,8 @@ def plan_scoring(
     Raises:
         TableError: the input or the output is not what it has to be.
         InvalidModelError: the model cannot be had, or takes neither prompts nor chats.
-        InvalidParameterError: an option is out of range, or has no meaning for the model.
+        InvalidParameterError: an option has no meaning for the model.
     """
-    _check_generation(options.generation)
-    _check_incremental(options)
     table = tables.open_input(spark, options.input)
     table = replace(table, rows=tables.without_limits(table.rows))
     found = find_model(options.model)
@@ -238,6 +247,8 @@ def plan_scoring(
     output = tables.open_output(spark, options.output)
     if output.path is not None and output.path == table.path:
         raise TableError(f"output {output.location.text} is the input: give another table")
+    if output.path is not None:
+        session.check_writable(spark, output.path)
     kept = _kept_fields(table.rows.schema, options.keep, added, output)
     tables.check_types(table.rows, kept)
     options = replace(options, ids=incremental.resolve_ids(kept, options.ids))
@@ -435,8 +446,8 @@ def _sum_by_code(counts: Sequence[_Count]) -> dict[str, int]:
 def _check_generation(generation: Mapping[str, Any]) -> None:
     """Raise for a value out of range."""
     GenerationParams(**{name: value for name, value in generation.items() if name != "n"})
-    if generation.get("n", 1) < 1:
-        raise InvalidParameterError(f"n must be 1 or above, not {generation['n']}")
+    if "n" in generation:
+        check_choices(generation["n"])
 
 
 def _check_incremental(options: ScoreOptions) -> None:

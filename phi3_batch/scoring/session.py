@@ -17,6 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from delta import configure_spark_with_delta_pip
 from py4j import java_gateway
@@ -27,7 +28,7 @@ from pyspark.logger import PySparkLogger
 from pyspark.sql import SparkSession
 
 from phi3_batch.environment import check_java
-from phi3_batch.errors import EnvironmentProblemError
+from phi3_batch.errors import EnvironmentProblemError, TableError
 from phi3_batch.machine import processors
 
 _DEFAULTS = {
@@ -90,6 +91,29 @@ def task_slots(spark: SparkSession) -> int:
     except PySparkAttributeError:  # Spark Connect
         return 1
     return max(1, cores // int(spark.conf.get("spark.task.cpus", "1") or 1))
+
+
+def check_writable(spark: SparkSession, path: str) -> None:
+    """See whether a local session can write a folder of this machine, there or to be made.
+
+    Where the files are elsewhere, or the session is, the first commit will tell.
+
+    Raises:
+        TableError: it cannot.
+    """
+    try:
+        context = spark.sparkContext
+    except PySparkAttributeError:  # Spark Connect
+        return
+    hadoop: Any = context._jsc.hadoopConfiguration()
+    parts = urlsplit(path)
+    scheme = parts.scheme or urlsplit(hadoop.get("fs.defaultFS", "")).scheme or "file"
+    if scheme != "file" or not str(context.master).startswith("local"):
+        return
+    folder = Path(parts.path)
+    above = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise TableError(f"output {path} cannot be written: {above} is no folder to write to")
 
 
 def in_background(work: Callable[[], Result]) -> "Future[Result]":

@@ -182,22 +182,12 @@ def test_a_logged_model_that_is_no_pyfunc(
     assert said == f"{folder} is not a pyfunc, its flavors are onnx"
 
 
-@pytest.mark.parametrize(
-    ("option", "value", "said"),
-    [
-        ("--max-tokens", "0", "max_tokens must be 1 or above, not 0"),
-        ("--temperature", "-1", "temperature must be 0 (greedy) or above, not -1.0"),
-        ("--temperature", "nan", "temperature must be a number, not nan"),
-        ("--top-p", "0", "top_p must be above 0 and at most 1"),
-        ("--top-k", "-3", "top_k must be 0 or above, not -3"),
-        ("--seed", "-1", "seed must be 0 or above, not -1"),
-        ("--stop", "", "stop must be a list of strings, none of them empty"),
-    ],
-)
-def test_parameters_out_of_range(
-    option: str, value: str, said: str, fails_with: FailsWith, source: str
+def test_output_in_a_place_that_cannot_be_written(
+    fails_with: FailsWith, source: str, tmp_path: Path
 ) -> None:
-    assert fails_with(source, option, value).startswith(said)
+    (tmp_path / "file").write_text("x")
+    said = fails_with(source, output=f"{tmp_path}/file/below/out")
+    assert said.endswith(f"cannot be written: {tmp_path}/file is no folder to write to")
 
 
 def test_parameters_that_the_model_has_not(fails_with: FailsWith, source: str) -> None:
@@ -241,7 +231,7 @@ def test_options_that_a_model_of_chats_cannot_follow(
         return fails_with(chats, *options, model=chat_uri)
 
     assert "has no parameter 'top_p', it takes temperature, max_tokens" in said("--top-p", "0.5")
-    assert said("--n", "0") == "n must be 1 or above, not 0"
+    assert said("--n", "0") == "n must be a whole number from 1 to 128"
     assert "--system goes with --user-template" in said("--system", "Be brief.")
     assert "give one of them" in said("--column", "messages", "--user-template", "{country}")
     assert "names 'town', but the columns of" in said("--user-template", "{town}")

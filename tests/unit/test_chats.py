@@ -282,7 +282,7 @@ def test_a_row_goes_before_the_defaults_in_every_parameter():
         ("max_tokens", np.float64(60), 60),
         ("max_tokens", np.int32(60), 60),
         ("top_k", 2.0, 2),
-        ("seed", np.uint64(2**63), 2**63),
+        ("seed", np.uint64(2**63 - 1), 2**63 - 1),
         ("temperature", 1, 1),
         ("temperature", np.float32(0.5), 0.5),
         ("temperature", np.int64(2), 2),

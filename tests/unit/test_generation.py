@@ -4,7 +4,14 @@ import math
 import pytest
 
 from phi3_batch.errors import InvalidParameterError, RowErrorCode
-from phi3_batch.generation import Completion, GenerationParams, Request, RowError, Usage
+from phi3_batch.generation import (
+    Completion,
+    GenerationParams,
+    Request,
+    RowError,
+    Usage,
+    check_choices,
+)
 
 
 def test_the_defaults_are_greedy_and_256_tokens():
@@ -36,7 +43,9 @@ def test_a_temperature_above_zero_samples():
         ("top_k", 10**9),
         ("stop", ("a", "\n", " ")),
         ("seed", 0),
-        ("seed", 2**63),
+        ("seed", 2**63 - 1),
+        ("max_tokens", 2**31 - 1),
+        ("top_k", 2**31 - 1),
     ],
 )
 def test_a_value_in_range_is_kept(name, value):
@@ -64,6 +73,31 @@ def test_a_count_below_its_minimum_is_refused(name, value, minimum):
     with pytest.raises(InvalidParameterError) as error:
         GenerationParams(**{name: value})
     assert str(error.value) == f"{name} must be {minimum} or above, not {value}"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("max_tokens", 2**31, "from 1 to 2147483647"),
+        ("max_tokens", 2**62, "from 1 to 2147483647"),
+        pytest.param("max_tokens", -(10**5000), "from 1 to 2147483647", id="more than str takes"),
+        ("top_k", 2**31, "from 0 to 2147483647"),
+        ("seed", 2**63, "from 0 to 9223372036854775807"),
+        ("seed", 10**30, "from 0 to 9223372036854775807"),
+    ],
+)
+def test_a_count_beyond_what_runtimes_hold_is_refused(name, value, said):
+    with pytest.raises(InvalidParameterError) as error:
+        GenerationParams(**{name: value})
+    assert str(error.value) == f"{name} must be {said}"
+
+
+@pytest.mark.parametrize("value", [0, -1, 129, 10**30, 1.0, True, "2", None])
+def test_choices_are_as_many_as_openai_gives(value):
+    with pytest.raises(InvalidParameterError) as error:
+        check_choices(value)
+    assert str(error.value) == "n must be a whole number from 1 to 128"
+    assert (check_choices(1), check_choices(128)) == (1, 128)
 
 
 @pytest.mark.parametrize("name", ["temperature", "top_p"])
