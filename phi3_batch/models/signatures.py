@@ -2,7 +2,7 @@
 
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-from mlflow.types.schema import Array, Object, Property
+from mlflow.types.schema import AnyType, Array, Object, Property
 
 from phi3_batch.generation import GenerationParams
 
@@ -46,15 +46,17 @@ def chat_signature() -> ModelSignature:
     In the form that MLflow 2.10 gave it; today's MLflow adds tools and more to its own, which
     Phi-3 knows nothing of.
     """
-    message = [
+    answer = [
         Property("role", DataType.string),
         Property("content", DataType.string),
         Property("name", DataType.string, required=False),
     ]
+    # a string, or a list of parts as OpenAI's clients send it
+    message = [answer[0], Property("content", AnyType()), answer[2]]  # type: ignore[no-untyped-call]
     choice = [
         Property("index", DataType.long),
         Property("finish_reason", DataType.string),
-        Property("message", Object(message)),
+        Property("message", Object(answer)),
     ]
     counts = ("prompt_tokens", "completion_tokens", "total_tokens")
     return ModelSignature(

@@ -236,7 +236,7 @@ def plan_scoring(
         )
     model = _load(found, table.rows, options, wrap_pipeline)
     udf = session.in_background(lambda: model_udf(spark, model))
-    requests = options.source.requests(model)
+    requests = options.source.requests(model, table.rows.schema)
     work = rows.withColumns(
         {REFUSAL: requests.refusal, BUCKET: identity.bucket_of(F.col(REQUEST_ID))}
     )

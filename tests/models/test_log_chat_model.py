@@ -17,7 +17,7 @@ REQUIRED = (
 )
 ON_X86 = ("llvmlite", "openvino-genai")
 INPUTS = (
-    "['messages': Array({content: string (required), name: string (optional),"
+    "['messages': Array({content: Any (required), name: string (optional),"
     " role: string (required)}) (required), 'temperature': double (optional),"
     " 'max_tokens': long (optional), 'stop': Array(string) (optional), 'n': long (optional),"
     " 'stream': boolean (optional)]"
