@@ -45,6 +45,7 @@ WHICH_FILES = (
 
 _CONTENT = "content"  # of a message
 
+_NO_COLUMN = "__phi3_batch_corrupt_record"
 _GLOB_CHARACTER = re.compile(r"[]\[{}*?\\]")
 _SEPARATORS = {";": "semicolon", "\t": "tab", "|": "bar"}
 _FOUND = pa.schema([("file", pa.string()), ("block", pa.int64()), ("facts", pa.string())])
@@ -163,7 +164,13 @@ def _read_json(spark: SparkSession, path: str) -> DataFrame:
     columns = _columns(_examine(_lines(spark, path), examine_json, _JSON_RULE))
     if not columns:
         raise TableError(f"{_name(path)} has no row that says what its columns are")
-    read = partial(spark.read.json, path, mode="FAILFAST", lineSep="\n")
+    read = partial(
+        spark.read.json,
+        path,
+        mode="FAILFAST",
+        lineSep="\n",
+        columnNameOfCorruptRecord=_NO_COLUMN,  # a column of Spark's name is the user's own
+    )
     rows = read()
     loose = StructType(
         [
@@ -291,4 +298,4 @@ def _read_parquet(spark: SparkSession, path: str) -> DataFrame:
 
 
 def _name(path: str) -> str:
-    return Path(path).name
+    return re.sub(r"\\(.)", r"\1", Path(path).name)

@@ -58,12 +58,12 @@ def prompt_requests(prompt: Column, *, most_bytes: int | None = None) -> RowRequ
         refuse(
             ~F.is_valid_utf8(prompt), RowErrorCode.INVALID_TEXT, "the prompt is not valid UTF-8"
         ),
+        *_refuse_longer(F.array(prompt), most_bytes),
         refuse(
             ~prompt.rlike(r"(?U)\S"),
             RowErrorCode.EMPTY_PROMPT,
             "the prompt is empty or only white space",
         ),
-        *_refuse_longer(F.array(prompt), most_bytes),
     )
     return RowRequests({PROMPT_INPUT: prompt}, refusal)
 

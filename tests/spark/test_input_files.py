@@ -42,11 +42,14 @@ def test_other_names_are_no_files(name: str) -> None:
 def test_json_lines_are_read_as_they_are(read_file: Read, tmp_path: Path) -> None:
     folder = tmp_path / "in [1].jsonl"  # with what would be a pattern
     folder.mkdir()
+    (folder / "c.jsonl").write_text('{"prompt": "c", "_corrupt_record": "mine"}')
     (folder / "a.jsonl").write_bytes(
         b'\xef\xbb\xbf{"prompt": "caf\xc3\xa9"}\r\n\r\n{"prompt": 1.10}'
     )
     (folder / "b.jsonl.gz").write_bytes(gzip.compress(rb'{"prompt": "\ud83d\ude00 \\ud83d"}'))
-    assert sorted(row["prompt"] for row in read_file(str(folder))) == ["1.10", "café", "😀 \\ud83d"]
+    rows = read_file(str(folder))
+    assert sorted(row["prompt"] for row in rows) == ["1.10", "c", "café", "😀 \\ud83d"]
+    assert {row["_corrupt_record"] for row in rows} == {None, "mine"}
 
 
 def test_the_broken_line_of_a_file_is_named_wherever_spark_splits_it(
@@ -125,7 +128,7 @@ def test_csv_is_read_as_it_is(read_file: Read, tmp_path: Path) -> None:
     text = 'prompt,note\r\n"a, ""b""\r\nc",\r\n\r\n007,NA\r\n" ",""\r\n'
     path.write_bytes(bz2.compress(b"\xef\xbb\xbf" + text.encode()))
     rows = [tuple(row) for row in read_file(str(path))]
-    assert rows == [('a, "b"\r\nc', None), ("007", "NA"), (" ", "")]
+    assert rows == [('a, "b"\r\nc', None), ("007", "NA"), (" ", None)]
 
 
 @pytest.mark.parametrize(
