@@ -9,6 +9,14 @@ from typing import Literal
 
 from phi3_batch.errors import InvalidParameterError, RowErrorCode
 
+# Each stop string is looked for after every token, which a row with very many would make slow for
+# the rows beside it. OpenAI's API takes 4.
+MOST_STOP_STRINGS = 64
+MOST_STOP_CHARACTERS = 1_000
+TOO_MUCH_STOP = (
+    f"stop may have {MOST_STOP_STRINGS} strings of {MOST_STOP_CHARACTERS:,} characters at most"
+)
+
 FinishReason = Literal["stop", "length"]
 
 # As many as OpenAI's API takes: a row that asks for a million would hold up all others.
@@ -61,7 +69,8 @@ class GenerationParams:
         temperature: 0 is greedy decoding; above 0 the logits are divided by it and sampled.
         top_p: sample from the smallest set of tokens that holds this probability mass, in (0, 1].
         top_k: sample from the k likeliest tokens, up to 2**31 - 1; 0 means all of them.
-        stop: strings that end the completion; the text is cut before the first one found.
+        stop: strings that end the completion; the text is cut before the first one found. 64 at
+            most, of 1,000 characters at most.
         seed: of the random numbers that sampling draws, from 0 to 2**63 - 1; an engine follows it
             to the letter, and the logged models derive each row's own from it.
 
@@ -94,6 +103,10 @@ class GenerationParams:
             isinstance(text, str) and text for text in self.stop
         ):
             raise InvalidParameterError("stop must be a list of strings, none of them empty")
+        if len(self.stop) > MOST_STOP_STRINGS or any(
+            len(text) > MOST_STOP_CHARACTERS for text in self.stop
+        ):
+            raise InvalidParameterError(TOO_MUCH_STOP)
 
     @property
     def greedy(self) -> bool:

@@ -11,13 +11,13 @@ from typing import Any
 import pandas as pd
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
-from phi3_batch.engines import ModelFolder
+from phi3_batch.engines import Limits, ModelFolder
 from phi3_batch.generation import Completion, GenerationParams, Request, RowError, Usage
 from phi3_batch.models.chats import Chat, parse_chat, parse_params
-from phi3_batch.models.examine import examine_rows
+from phi3_batch.models.examine import examine_rows, most_bytes
 from phi3_batch.models.seeds import with_own_seeds
 from phi3_batch.models.weights import MODEL_ARTIFACT, LoggedWeights
-from phi3_batch.text import ChatTemplate, Tokenizer
+from phi3_batch.text import ChatTemplate, Tokenizer, find_length_error
 
 # Beside the generation parameters in MLflow's model_config: what completions call the model.
 MODEL_NAME_CONFIG = "model"
@@ -80,7 +80,7 @@ class ChatModel(PythonModel):
             EngineError: the runtime cannot load the model.
         """
         engine = self._weights.engine()
-        chats, requests = self._parse(model_input, engine.tokenizer)
+        chats, requests = _parse(model_input, engine.tokenizer, engine.limits, self._defaults)
         together = with_own_seeds(
             (chat.messages, group)
             for chat, group in zip(chats, requests, strict=True)
@@ -120,7 +120,9 @@ class ChatModel(PythonModel):
         Raises:
             InvalidModelError: the tokenizer is not Phi-3's.
         """
-        chats, requests = self._parse(model_input, self._folder.tokenizer)
+        chats, requests = _parse(
+            model_input, self._folder.tokenizer, self._folder.limits, self._defaults
+        )
         return examine_rows(
             (
                 chat if isinstance(chat, RowError) else group
@@ -129,6 +131,13 @@ class ChatModel(PythonModel):
             self._folder.limits,
         )
 
+    def most_bytes(self) -> int | None:
+        """Bytes of a chat's contents, white space aside, beyond which it cannot fit.
+
+        None where the tokenizer does not let that be said.
+        """
+        return most_bytes(self._folder.tokenizer, self._folder.limits)
+
     def memory_bytes(self, tokens: int) -> int:
         """About what a process takes at its peak that runs this model; good to a fifth or so.
 
@@ -136,18 +145,6 @@ class ChatModel(PythonModel):
             tokens: of prompt and answer of the longest request, as if it were all prompt.
         """
         return self._weights.memory_bytes(tokens)
-
-    def _parse(
-        self, model_input: Any, tokenizer: Tokenizer
-    ) -> tuple[list[Chat | RowError], list[list[Request]]]:
-        """Every row's chat, or what is wrong with it, and the requests that it comes to."""
-        template = ChatTemplate(tokenizer)
-        chats = [parse_chat(row, self._defaults) for row in _rows(model_input)]
-        requests = [
-            chat.requests(template.encode(chat.messages)) if isinstance(chat, Chat) else []
-            for chat in chats
-        ]
-        return chats, requests
 
 
 def chat_config(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -165,6 +162,25 @@ def chat_config(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
     # by way of JSON, for MLflow writes YAML and takes neither tuples nor numpy's numbers
     plain: dict[str, Any] = json.loads(json.dumps(checked))
     return plain | {MODEL_NAME_CONFIG: name}
+
+
+def _parse(
+    model_input: Any, tokenizer: Tokenizer, limits: Limits, defaults: GenerationParams
+) -> tuple[list[Chat | RowError], list[list[Request]]]:
+    """Every row's chat, or what is wrong with it, and the requests that it comes to."""
+    template = ChatTemplate(tokenizer)
+    chats: list[Chat | RowError] = []
+    for row in _rows(model_input):
+        chat = parse_chat(row, defaults)
+        if isinstance(chat, Chat):
+            contents = (message.content for message in chat.messages)
+            chat = find_length_error(contents, tokenizer, limits.context_length) or chat
+        chats.append(chat)
+    requests = [
+        chat.requests(template.encode(chat.messages)) if isinstance(chat, Chat) else []
+        for chat in chats
+    ]
+    return chats, requests
 
 
 def _rows(model_input: Any) -> list[Mapping[str, Any]]:

@@ -102,11 +102,15 @@ def _parse_messages(messages: Any) -> tuple[Message, ...] | RowError:
 def _parse_message(number: int, message: Any) -> Message | RowError:
     if not isinstance(message, Mapping):
         return _invalid_messages(f"message {number} has no role and content")
-    role, content = message.get("role"), message.get("content")
+    role, content = message.get("role"), _plain(message.get("content"))
     if not isinstance(role, str) or role not in ROLES:  # not quoted: it may be anything
         return _invalid_messages(f"message {number} has a role other than {', '.join(ROLES)}")
     if is_null(content):
         return _invalid_messages(f"message {number} has no content")
+    if isinstance(content, list | tuple):
+        content = _join_parts(content)
+        if content is None:
+            return _invalid_messages(f"message {number} has a part that is not text")
     if not isinstance(content, str):
         return _invalid_messages(
             f"the content of message {number} is a {type(content).__name__}, not a string"
@@ -114,6 +118,21 @@ def _parse_message(number: int, message: Any) -> Message | RowError:
     if error := find_character_error(content):
         return RowError(error.code, f"message {number}: {error.message}")
     return Message(role, content)
+
+
+def _join_parts(parts: Sequence[Any]) -> str | None:
+    """The text of a content that is a list of parts; None where one of them is not of text.
+
+    Nothing comes between the parts: what is sent is what was written.
+    """
+    texts = [
+        part["text"]
+        for part in parts
+        if isinstance(part, Mapping)
+        and part.get("type") == "text"
+        and isinstance(part.get("text"), str)
+    ]
+    return "".join(texts) if len(texts) == len(parts) else None
 
 
 def _plain(value: Any) -> Any:

@@ -6,6 +6,7 @@ import pandas as pd
 
 from phi3_batch.engines import Limits
 from phi3_batch.generation import Request, RowError
+from phi3_batch.text import Tokenizer
 
 _COLUMNS = ["prompt_tokens", "max_tokens", "error"]
 
@@ -24,6 +25,12 @@ def examine_rows(rows: Iterable[Sequence[Request] | RowError], limits: Limits) -
     """
     table = pd.DataFrame([_examine(row, limits) for row in rows], columns=_COLUMNS)
     return table.astype({"prompt_tokens": "int64", "max_tokens": "int64"})  # where no row is, too
+
+
+def most_bytes(tokenizer: Tokenizer, limits: Limits) -> int | None:
+    """Bytes of a prompt, white space aside, beyond which it cannot fit; None if none are known."""
+    each = tokenizer.most_bytes_per_token
+    return None if each is None else each * (limits.context_length - 1)
 
 
 def _examine(row: Sequence[Request] | RowError, limits: Limits) -> tuple[int, int, dict[str, str]]:

@@ -8,13 +8,13 @@ from typing import Any
 import pandas as pd
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
-from phi3_batch.engines import Engine, ModelFolder
+from phi3_batch.engines import Engine, Limits, ModelFolder
 from phi3_batch.generation import Completion, GenerationParams, Request, RowError
-from phi3_batch.models.examine import examine_rows
+from phi3_batch.models.examine import examine_rows, most_bytes
 from phi3_batch.models.seeds import with_own_seeds
 from phi3_batch.models.signatures import PROMPT_COLUMN, USAGE_PARAM
 from phi3_batch.models.weights import MODEL_ARTIFACT, LoggedWeights
-from phi3_batch.text import Tokenizer, find_text_error
+from phi3_batch.text import Tokenizer, find_length_error, find_text_error
 
 _USAGE_COLUMNS = [
     "completion",
@@ -97,10 +97,19 @@ class PromptModel(PythonModel):
         Raises:
             InvalidParameterError: a parameter is out of range.
         """
-        rows = _parse(_prompts(model_input), self._folder.tokenizer, _generation_params(params))
+        folder = self._folder
+        prompts, generation_params = _prompts(model_input), _generation_params(params)
+        rows = _parse(prompts, folder.tokenizer, folder.limits, generation_params)
         return examine_rows(
-            (row if isinstance(row, RowError) else [row] for row in rows), self._folder.limits
+            (row if isinstance(row, RowError) else [row] for row in rows), folder.limits
         )
+
+    def most_bytes(self) -> int | None:
+        """Bytes of a prompt, white space aside, beyond which it cannot fit, whatever its tokens.
+
+        None where the tokenizer does not let that be said.
+        """
+        return most_bytes(self._folder.tokenizer, self._folder.limits)
 
     def memory_bytes(self, tokens: int) -> int:
         """About what a process takes at its peak that runs this model; good to a fifth or so.
@@ -130,7 +139,7 @@ def _complete(
     engine: Engine, prompts: Sequence[object], params: GenerationParams
 ) -> list[Completion]:
     """Answer the sound prompts in one call of the engine, and put the errors in their places."""
-    rows = _parse(prompts, engine.tokenizer, params)
+    rows = _parse(prompts, engine.tokenizer, engine.limits, params)
     requests = with_own_seeds(
         (str(prompt), [row])
         for prompt, row in zip(prompts, rows, strict=True)
@@ -141,11 +150,13 @@ def _complete(
 
 
 def _parse(
-    prompts: Sequence[object], tokenizer: Tokenizer, params: GenerationParams
+    prompts: Sequence[object], tokenizer: Tokenizer, limits: Limits, params: GenerationParams
 ) -> list[Request | RowError]:
     """A request for each prompt, or what is wrong with it."""
     return [
-        find_text_error(prompt) or Request(tuple(tokenizer.encode_prompt(str(prompt))), params)
+        find_text_error(prompt)
+        or find_length_error([str(prompt)], tokenizer, limits.context_length)
+        or Request(tuple(tokenizer.encode_prompt(str(prompt))), params)
         for prompt in prompts
     ]
 

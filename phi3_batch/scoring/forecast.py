@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 from py4j.protocol import Py4JError
 from pyspark.errors import PySparkException
-from pyspark.sql import SparkSession
+from pyspark.sql import SparkSession, Window
 from pyspark.sql import functions as F
 
 from phi3_batch.errors import ScoringError
@@ -18,8 +18,10 @@ from phi3_batch.scoring.chunks import ChunkScorer
 from phi3_batch.scoring.plan import REFUSAL, REQUEST_ID, ScoringPlan
 from phi3_batch.scoring.udf import worker_settings
 
-# Requests that are read through the model's tokenizer, on the driver; some seconds' work.
+# Requests that are read through the model's tokenizer, on the driver, and their characters: some
+# seconds' work, and no more memory than that.
 _MOST_COUNTED = 10_000
+_MOST_CHARACTERS = 20_000_000
 _PILOT_REQUESTS = 8
 
 
@@ -122,7 +124,12 @@ def _count_tokens(plan: ScoringPlan) -> TokenCount | None:
         return None
     sound = plan.work.where(F.col(REFUSAL).isNull())
     once = sound.dropDuplicates([REQUEST_ID]).orderBy(REQUEST_ID)  # by a hash: in no order
-    rows = once.select(plan.requests.struct().alias("row")).limit(_MOST_COUNTED).collect()
+    sized = once.select(
+        REQUEST_ID, plan.requests.struct().alias("row"), plan.requests.characters().alias("size")
+    ).limit(_MOST_COUNTED)
+    in_order = Window.partitionBy(F.lit(0)).orderBy(REQUEST_ID)
+    before = F.sum("size").over(in_order) - F.col("size")
+    rows = sized.withColumn("before", before).where(F.col("before") <= _MOST_CHARACTERS).collect()
     inputs = pd.DataFrame([row["row"].asDict(recursive=True) for row in rows])
     if inputs.empty:
         return TokenCount(0, 0, 0, 0)

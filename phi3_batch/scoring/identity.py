@@ -15,6 +15,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, MapType, StringType, StructType
 
 from phi3_batch.scoring.columns import find_field, named
+from phi3_batch.scoring.requests import are_in_parts, text_of
 
 # Hexadecimal digits. 128 bits of SHA-256 for requests, that many that no two of any table meet;
 # 64 bits each for the settings and the input, of which a table sees a handful.
@@ -103,9 +104,12 @@ def _value_digest(schema: StructType, name: str) -> Column:
         field.dataType.elementType, StructType | MapType
     ):
         # of a message, what a chat is made of, however the table stores it
+        in_parts = are_in_parts(field.dataType)
         turns = F.transform(
             column,
-            lambda turn: F.struct(turn["role"].alias("role"), turn["content"].alias("content")),
+            lambda turn: F.struct(
+                turn["role"].alias("role"), text_of(turn, in_parts=in_parts).alias("content")
+            ),
         )
         text = F.to_json(F.struct(turns), {"ignoreNullFields": "false"})
     else:

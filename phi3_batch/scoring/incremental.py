@@ -149,7 +149,13 @@ def compare(
     if anew or output.version is None:
         return Comparison(rows, None, Changes(rows.count(), 0, 0, 0, 0, 0))
     table = tables.read_version(spark, output.location, output.version)
-    check_ids(table, ids, output.location.text)
+    try:
+        check_ids(table, ids, f"output {output.location.text}")
+    except TableError as error:
+        raise TableError(
+            f"{error}; delete the others, restore the table (RESTORE TABLE), or start anew with"
+            " --mode overwrite"
+        ) from None
     others = [field for field in kept if field.name not in ids]
     there = table.select(
         *map(named, ids),

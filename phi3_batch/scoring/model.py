@@ -110,6 +110,12 @@ class ScoringModel:
         return self.kind in (ModelKind.CHAT, ModelKind.USAGE)
 
     @property
+    def most_bytes(self) -> int | None:
+        """Bytes of a prompt, white space aside, beyond which no model of ours has room for it."""
+        known = getattr(self.python_model, "most_bytes", None)
+        return known() if known else None
+
+    @property
     def one_row_at_a_time(self) -> bool:
         """Whether it answers only the first row of a batch."""
         return self.kind is ModelKind.ONE_BY_ONE

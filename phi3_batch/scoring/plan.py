@@ -299,9 +299,10 @@ def plan_scoring(
         rows = compared.to_score
     model = _load(found, table.rows, options, wrap_pipeline)
     udf = session.in_background(lambda: model_udf(spark, model))
-    requests = options.source.requests(model)
+    requests = options.source.requests(model, table.rows.schema)
     rows = with_texts(spark, rows, options.source.texts(model))
-    if options.ids and not state.begin and _samples(model, options.source):
+    is_new = state.begin in ("error", "overwrite")
+    if options.ids and not is_new and _samples(model, options.source):
         rows = incremental.count_existing(
             spark, rows, REQUEST_ID, output, options.ids, existing=EXISTING
         )

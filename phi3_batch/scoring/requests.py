@@ -10,8 +10,10 @@ from dataclasses import dataclass
 
 from pyspark.sql import Column
 from pyspark.sql import functions as F
+from pyspark.sql.types import ArrayType, DataType, StructType
 
 from phi3_batch.errors import RowErrorCode
+from phi3_batch.generation import MOST_STOP_CHARACTERS, MOST_STOP_STRINGS, TOO_MUCH_STOP
 
 PROMPT_INPUT = "prompt"
 MESSAGES_INPUT = "messages"
@@ -44,13 +46,19 @@ class RowRequests:
         return F.length(F.to_json(self.struct()))
 
 
-def prompt_requests(prompt: Column) -> RowRequests:
-    """Raw prompts from a string column."""
+def prompt_requests(prompt: Column, *, most_bytes: int | None = None) -> RowRequests:
+    """Raw prompts from a string column.
+
+    Args:
+        prompt: the column.
+        most_bytes: of a prompt, white space aside, that the model may have room for.
+    """
     refusal = F.coalesce(
         refuse(prompt.isNull(), RowErrorCode.NULL_PROMPT, "the prompt is null"),
         refuse(
             ~F.is_valid_utf8(prompt), RowErrorCode.INVALID_TEXT, "the prompt is not valid UTF-8"
         ),
+        *_refuse_longer(F.array(prompt), most_bytes),
         refuse(
             ~prompt.rlike(r"(?U)\S"),
             RowErrorCode.EMPTY_PROMPT,
@@ -61,7 +69,12 @@ def prompt_requests(prompt: Column) -> RowRequests:
 
 
 def chat_requests(
-    messages: Column, params: Mapping[str, Column], defaults: Mapping[str, object]
+    messages: Column,
+    params: Mapping[str, Column],
+    defaults: Mapping[str, object],
+    *,
+    in_parts: bool = False,
+    most_bytes: int | None = None,
 ) -> RowRequests:
     """Chats from a column of messages, and columns of parameters where rows have their own.
 
@@ -69,6 +82,8 @@ def chat_requests(
         messages: array of structs, or of maps, with role and content.
         params: columns for some of CHAT_PARAMS and ``stream``.
         defaults: what null means in each of these columns; MLflow takes no null.
+        in_parts: whether contents are lists of parts, as :func:`are_in_parts` finds.
+        most_bytes: of all contents, white space aside, that the model may have room for.
     """
 
     def refuse_first(bad: Callable[[Column], Column], code: RowErrorCode, what: str) -> Column:
@@ -81,10 +96,17 @@ def chat_requests(
         refuse(messages.isNull(), RowErrorCode.NULL_PROMPT, "the messages are null"),
         refuse_first(lambda message: message.isNull(), invalid, "is null"),
         refuse_first(lambda message: message["role"].isNull(), invalid, "has no role"),
-        refuse_first(lambda message: message["content"].isNull(), invalid, "has no content"),
+        refuse_first(
+            lambda message: text_of(message, in_parts=in_parts).isNull(),
+            invalid,
+            "has no content, or some that is not text",
+        ),
         refuse_first(
             lambda message: (
-                ~(F.is_valid_utf8(message["role"]) & F.is_valid_utf8(message["content"]))
+                ~(
+                    F.is_valid_utf8(message["role"])
+                    & F.is_valid_utf8(text_of(message, in_parts=in_parts))
+                )
             ),
             RowErrorCode.INVALID_TEXT,
             "is not valid UTF-8",
@@ -96,11 +118,17 @@ def chat_requests(
     if "stop" in params:
         bad_stop = F.exists(params["stop"], lambda text: text.isNull() | ~F.is_valid_utf8(text))
         refusals.append(_refuse_parameter(bad_stop, "stop has a null or invalid UTF-8 in it"))
+        too_much_stop = (F.size(params["stop"]) > MOST_STOP_STRINGS) | F.exists(
+            params["stop"], lambda text: F.length(text) > MOST_STOP_CHARACTERS
+        )
+        refusals.append(_refuse_parameter(too_much_stop, TOO_MUCH_STOP))
+    texts = F.transform(messages, lambda message: text_of(message, in_parts=in_parts))
+    refusals += _refuse_longer(texts, most_bytes)
     types = CHAT_PARAMS | {_STREAM: "boolean"}
     conforming = F.transform(
         messages,
         lambda message: F.struct(
-            message["role"].alias("role"), message["content"].alias("content")
+            message["role"].alias("role"), text_of(message, in_parts=in_parts).alias("content")
         ),
     ).cast(_MESSAGES_TYPE)
     filled = {
@@ -126,10 +154,45 @@ def with_stand_ins(requests: RowRequests, defaults: Mapping[str, object]) -> Row
     return RowRequests(inputs, requests.refusal)
 
 
+def are_in_parts(messages: DataType) -> bool:
+    """Whether the contents of messages are lists of parts, as OpenAI's API takes them too."""
+    message = messages.elementType if isinstance(messages, ArrayType) else None
+    return isinstance(message, StructType) and any(
+        part.name.lower() == "content" and isinstance(part.dataType, ArrayType) for part in message
+    )
+
+
+def text_of(message: Column, *, in_parts: bool) -> Column:
+    """What a message says; null where that is nothing, or something that is not text."""
+    return text_of_parts(message["content"]) if in_parts else message["content"]
+
+
+def text_of_parts(parts: Column) -> Column:
+    """The text of a content that is a list of parts; null where a part is not of text.
+
+    Nothing comes between the parts: what is sent is what was written.
+    """
+    texts = F.transform(parts, lambda part: F.when(part["type"] == "text", part["text"]))
+    whole = ~F.exists(texts, lambda text: text.isNull())
+    return F.when(whole, F.array_join(texts, ""))
+
+
 def refuse(condition: Column, code: RowErrorCode, message: str | Column) -> Column:
     """Code and message where a condition holds, else null."""
     text = F.lit(message) if isinstance(message, str) else message
     return F.when(condition, F.struct(F.lit(code.value).alias("code"), text.alias("message")))
+
+
+def _refuse_longer(texts: Column, most_bytes: int | None) -> list[Column]:
+    """Refuse what no model has room for, before it is handed to Python and tokenized."""
+    if most_bytes is None:
+        return []
+    total = F.aggregate(texts, F.lit(0), lambda total, text: total + F.octet_length(text))
+    # Long texts are looked at only as far as it takes to see that they are not white space.
+    begin = F.array_join(F.transform(texts, lambda text: F.substring(text, 1, 2 * most_bytes)), "")
+    dense = F.octet_length(F.regexp_replace(begin, r"(?U)\s+", "")) > most_bytes
+    what = f"by its length alone, over {most_bytes:,} bytes, it leaves no room in the context"
+    return [refuse((total > most_bytes) & dense, RowErrorCode.PROMPT_TOO_LONG, what)]
 
 
 def _refuse_parameter(condition: Column, message: str) -> Column:

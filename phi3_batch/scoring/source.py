@@ -25,6 +25,7 @@ from phi3_batch.scoring.requests import (
     MESSAGES_INPUT,
     PROMPT_INPUT,
     RowRequests,
+    are_in_parts,
     chat_requests,
     literal,
     prompt_requests,
@@ -103,18 +104,22 @@ class Source:
         """The column of prompts."""
         return named(self.column or PROMPT_INPUT)
 
-    def requests(self, model: ScoringModel) -> RowRequests:
+    def requests(self, model: ScoringModel, table: StructType) -> RowRequests:
         """The requests of each row of a table that was checked, with :meth:`texts` beside it."""
         if not model.takes_messages:
-            return prompt_requests(self.prompt())
+            return prompt_requests(self.prompt(), most_bytes=model.most_bytes)
         defaults = {**model.defaults, **model.params}
         defaults["stop"] = F.array(*map(hide, defaults["stop"])).cast(CHAT_PARAMS["stop"])
         params = {name: literal(defaults[name]) for name in model.params}
         params |= {name: named(column) for name, column in self.param_columns.items()}
         if self.user_template is None:
-            return chat_requests(named(self.column or MESSAGES_INPUT), params, defaults)
+            name = self.column or MESSAGES_INPUT
+            in_parts = are_in_parts(self._find_column(table, "the input", name))
+            return chat_requests(
+                named(name), params, defaults, in_parts=in_parts, most_bytes=model.most_bytes
+            )
         messages, refusal = self.user_template.messages(self.system)
-        made = chat_requests(messages, params, defaults)
+        made = chat_requests(messages, params, defaults, most_bytes=model.most_bytes)
         return RowRequests(made.inputs, F.coalesce(refusal, made.refusal))
 
     def texts(self, model: ScoringModel) -> tuple[str, ...]:
@@ -177,9 +182,20 @@ def _is_messages(found: DataType) -> bool:
     message = found.elementType
     if isinstance(message, MapType):
         return isinstance(message.keyType, StringType) and isinstance(message.valueType, StringType)
-    return isinstance(message, StructType) and all(
-        (part := find_field(message, name)) is not None and isinstance(part.dataType, StringType)
-        for name in ("role", "content")
+    if not isinstance(message, StructType):
+        return False
+    role, content = find_field(message, "role"), find_field(message, "content")
+    if role is None or content is None or not isinstance(role.dataType, StringType):
+        return False
+    return isinstance(content.dataType, StringType) or _are_parts(content.dataType)
+
+
+def _are_parts(found: DataType) -> bool:
+    """Whether it is a list of parts of a content, each with a type and, some of them, text."""
+    part = found.elementType if isinstance(found, ArrayType) else None
+    return isinstance(part, StructType) and all(
+        (field := find_field(part, name)) is not None and isinstance(field.dataType, StringType)
+        for name in ("type", "text")
     )
 
 

@@ -18,18 +18,12 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, DataType, MapType, StructField, StructType
 
 from phi3_batch.errors import TableError
+from phi3_batch.scoring import input_files
 from phi3_batch.scoring.columns import is_plain, named
 from phi3_batch.scoring.said import first_line
 
 WriteMode = Literal["error", "append", "overwrite"]
 
-_FILE_FORMATS = {
-    ".jsonl": "json",
-    ".ndjson": "json",
-    ".json": "json",
-    ".csv": "csv",
-    ".parquet": "parquet",
-}
 # Delta keeps these out of column names unless a table has column mapping
 _REFUSED_BY_DELTA = re.compile(r"[ ,;{}()\n\t=]")
 # Of a table's columns, what does not go into the output with them: the type that a string column
@@ -82,7 +76,7 @@ class Location:
     @property
     def file_format(self) -> str | None:
         """Spark's name for the format of a data file; None for a Delta table."""
-        return _FILE_FORMATS.get(Path(self.text).suffix.lower())
+        return input_files.file_format(self.text)
 
     @property
     def path(self) -> str:
@@ -171,7 +165,7 @@ def open_input(
     """
     with _one_line_errors("read", location):
         if location.file_format:
-            rows = _read_files(spark, location.path, location.file_format)
+            rows = input_files.read_files(spark, location.path, location.file_format)
             path = normal_path(location.path)
             return InputTable(location, rows, None, path, content_digest(rows))
         delta = _describe(spark, location)
@@ -181,11 +175,10 @@ def open_input(
             identity = f"{delta.id}@{version}"
             return InputTable(location, rows, version, delta.path, identity, delta.id)
         if location.is_path:
-            raise TableError(
-                f"no Delta table at {location.text} (JSONL, CSV and Parquet files are read too,"
-                " by their endings)"
-            )
+            raise TableError(f"no Delta table at {location.text} ({input_files.WHICH_FILES})")
         if Path(location.text).exists() and not spark.catalog.tableExists(location.text):
+            if Path(location.text).is_file():
+                raise TableError(f"no table {location.text} ({input_files.WHICH_FILES})")
             raise TableError(
                 f"no table {location.text}: for the folder of that name give ./{location.text}"
             )
@@ -328,12 +321,6 @@ def normal_path(path: str) -> str:
     if parts.scheme in ("", "file"):
         return os.path.realpath(parts.path)
     return path.rstrip("/")
-
-
-def _read_files(spark: SparkSession, path: str, file_format: str) -> DataFrame:
-    if file_format == "csv":
-        return spark.read.csv(path, header=True, multiLine=True, escape='"')
-    return spark.read.format(file_format).load(path)
 
 
 def content_digest(rows: DataFrame) -> str:

@@ -103,7 +103,9 @@ def chat_udf(spark: SparkSession, model: ScoringModel) -> Callable[..., Column]:
                 f"a chat has no {unknown[0]!r}, but {', '.join(model.defaults)}"
             )
         columns = {name: _column(value) for name, value in params.items()}
-        asked = chat_requests(_column(messages), columns, model.defaults)
+        asked = chat_requests(
+            _column(messages), columns, model.defaults, most_bytes=model.most_bytes
+        )
         safe = with_stand_ins(asked, model.defaults)
         failure = schema.failed_chat(asked.refusal)
         return F.when(asked.refusal.isNull(), udf(safe.struct())).otherwise(failure)

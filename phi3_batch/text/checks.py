@@ -2,9 +2,11 @@
 
 import math
 import re
+from collections.abc import Iterable
 
 from phi3_batch.errors import RowErrorCode
 from phi3_batch.generation import RowError
+from phi3_batch.text.tokenizer import Tokenizer
 
 # C0 controls and DEL, but for the white space that real documents hold (tab, line feed, vertical
 # tab, form feed, carriage return). They come from broken extraction or binary data; the model has
@@ -47,6 +49,24 @@ def find_character_error(text: str) -> RowError | None:
             f"lone surrogate U+{ord(text[error.start]):04X} at position {error.start}",
         )
     return None
+
+
+def find_length_error(
+    texts: Iterable[str], tokenizer: Tokenizer, context_length: int
+) -> RowError | None:
+    """Say that a prompt cannot fit, whatever its tokens are: text that is not worth encoding.
+
+    Args:
+        texts: of which the prompt is made.
+        tokenizer: of the model.
+        context_length: of the model, in tokens; a prompt has to leave room for one more.
+    """
+    if not tokenizer.is_beyond(texts, context_length - 1):
+        return None
+    return RowError(
+        RowErrorCode.PROMPT_TOO_LONG,
+        f"by its length alone it leaves no room in a context of {context_length}",
+    )
 
 
 def is_null(value: object) -> bool:

@@ -7,13 +7,16 @@ by a second tokenizer that has the same vocabulary and knows no control token.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tokenizers
 
 from phi3_batch.errors import InvalidModelError
+
+# How much of a text is looked at in one go where only its length counts.
+_PIECE = 65_536
 
 
 class ControlToken(NamedTuple):
@@ -47,6 +50,7 @@ class Tokenizer:
             token["content"]: ControlToken(token["id"], bool(token["rstrip"]))
             for token in added_tokens
         }
+        self.most_bytes_per_token = _most_bytes_per_token(definition, self._raw)
 
     @property
     def vocab_size(self) -> int:
@@ -66,6 +70,22 @@ class Tokenizer:
     def encode_content(self, text: str) -> list[int]:
         """Encode the content of a message: whatever it spells is ordinary characters."""
         return self._plain.encode(text, add_special_tokens=False).ids
+
+    def is_beyond(self, texts: Iterable[str], tokens: int) -> bool:
+        """Whether texts are surely more tokens than that, by their bytes alone.
+
+        That is found without encoding them. White space does not count: a control token may
+        swallow any amount of it.
+        """
+        if self.most_bytes_per_token is None:
+            return False
+        room = tokens * self.most_bytes_per_token
+        for text in texts:
+            for start in range(0, len(text), _PIECE):
+                room -= len("".join(text[start : start + _PIECE].split()).encode())
+                if room < 0:
+                    return True
+        return False
 
     def decode(self, ids: Sequence[int]) -> str:
         """Turn generated ids into text, without control tokens."""
@@ -103,6 +123,49 @@ class TextStream:
         self._before, self._shown = self._shown, len(self._ids)
         self.text += piece
         return piece
+
+
+def _most_bytes_per_token(
+    definition: Mapping[str, Any], tokenizer: tokenizers.Tokenizer
+) -> int | None:
+    """The most bytes of a text, white space aside, that one token can stand for.
+
+    None where there is no saying: where the tokenizer may drop characters, make the text shorter
+    before it is split, or make one token of any number of unknown characters.
+    """
+    model, vocabulary = definition["model"], tokenizer.get_vocab(with_added_tokens=True)
+    steps = _steps(definition.get("pre_tokenizer"), "pretokenizers")
+    if any(step["type"] == "ByteLevel" for step in steps):
+        knows_all = vocabulary.keys() >= set(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    else:
+        all_bytes = {f"<0x{byte:02X}>" for byte in range(256)}
+        knows_all = bool(model.get("byte_fallback")) and vocabulary.keys() >= all_bytes
+    whole = (
+        model.get("type") == "BPE"
+        and knows_all
+        and all(map(_drops_nothing, steps))
+        and all(map(_shortens_nothing, _steps(definition.get("normalizer"), "normalizers")))
+    )
+    # a token's own text is never shorter than what it stands for: "▁" for a space, "Ã" for a byte
+    return max(len(token.encode()) for token in vocabulary) if whole else None
+
+
+def _steps(step: Any, names: str) -> list[Any]:
+    if step is None:
+        return []
+    return [each for one in step[names] for each in _steps(one, names)] if names in step else [step]
+
+
+def _drops_nothing(step: Mapping[str, Any]) -> bool:
+    kept = step["type"] == "Split" and step.get("behavior") != "Removed"
+    return kept or step["type"] in ("ByteLevel", "Metaspace")
+
+
+def _shortens_nothing(step: Mapping[str, Any]) -> bool:
+    if step["type"] == "Replace":
+        replaced: str | None = step["pattern"].get("String")
+        return replaced is not None and len(replaced.encode()) <= len(step["content"].encode())
+    return bool(step["type"] == "Prepend")
 
 
 def _decode(tokenizer: tokenizers.Tokenizer, ids: Sequence[int]) -> str:

@@ -45,7 +45,7 @@ HOSTILE = {
     "column": NO_NAME,
     "user_template": [*NO_TEXT, "", "no column", "{", "}", "{}", "{{a}}", "{a!r}", "{a:>9}"],
     "system": NO_TEXT,
-    "keep": NO_COLUMNS,
+    "keep": [value for value in NO_COLUMNS if value],  # none is none to keep
     "id": NO_COLUMNS,
     "limit": [*NO_COUNT, "0", str(2**31)],
     "mode": [*NO_NAME, "replace", "ERROR"],

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlflow
@@ -12,7 +13,9 @@ from pyspark.sql import functions as F
 import phi3_batch
 from phi3_batch.engines import Engine
 from phi3_batch.errors import InvalidModelError, InvalidParameterError
-from phi3_batch.scoring import schema
+from phi3_batch.scoring import identity, schema
+from phi3_batch.scoring.requests import chat_requests
+from phi3_batch.scoring.source import Source
 from tests.conftest import ChatSample
 from tests.spark.test_score import OUTPUT_COLUMNS, score
 
@@ -123,7 +126,7 @@ BAD_CHATS: dict[str, tuple[str, Any]] = {
         [*SPAIN, {"role": None, "content": "And of France?"}],
     ),
     "no content": (
-        "invalid_messages: message 1 has no content",
+        "invalid_messages: message 1 has no content, or some that is not text",
         [{"role": "user", "content": None}],
     ),
     "unknown role": (
@@ -145,6 +148,10 @@ BAD_CHATS: dict[str, tuple[str, Any]] = {
     "too long": (
         "prompt_too_long: ",
         [{"role": "user", "content": "why? " * 5000}],
+    ),
+    "much too long": (
+        "prompt_too_long: by its length alone, over 65,520 bytes,",
+        [{"role": "user", "content": "why? " * 50_000}],
     ),
 }
 
@@ -217,6 +224,8 @@ def test_each_row_has_its_own_parameters_as_if_it_were_alone(
         (float("nan"), None, None, None, None),  # refused before it
         (None, None, None, 0, None),
         (None, None, None, None, True),
+        (None, None, [str(number) for number in range(65)], None, None),
+        (None, None, ["a" * 1_001], None, None),
     ]
     rows = [
         (f"{chat.id} {number}", chat.messages, *row_params)
@@ -352,6 +361,32 @@ def test_a_function_of_columns_says_what_it_cannot_do(
     chat = phi3_batch.spark_udf(spark, chat_uri)
     with pytest.raises(InvalidParameterError, match="a chat has no 'top_p', but temperature"):
         chat(top_p=0.5)
+
+
+def test_contents_in_parts_are_the_request_of_their_text(spark: SparkSession) -> None:
+    columns = "messages array<struct<role:string,content:{}>>"
+    parts = "array<struct<type:string,text:string,image_url:string>>"
+    in_parts = spark.createDataFrame(
+        [
+            ([("user", [("text", "Hi ", None), ("text", "you", None)])],),
+            ([("user", [("text", "a", None), ("image_url", None, "secret")])],),
+            ([("user", None)],),
+        ],
+        columns.format(parts),
+    )
+    Source().check(SimpleNamespace(takes_messages=True), in_parts.schema, "the input")
+    requests = chat_requests(F.col("messages"), {}, {}, in_parts=True)
+    request = identity.request_id(in_parts.schema, ["messages"], "")
+    first, *others = in_parts.select(
+        requests.inputs["messages"].alias("sent"), requests.refusal.alias("refusal"), request
+    ).collect()
+    assert [tuple(turn) for turn in first["sent"]] == [("user", "Hi you")]
+    assert first["refusal"] is None
+    refusal = ("invalid_messages", "message 1 has no content, or some that is not text")
+    assert [tuple(row["refusal"]) for row in others] == [refusal] * 2
+
+    text = spark.createDataFrame([([("user", "Hi you")],)], columns.format("string"))
+    assert text.select(identity.request_id(text.schema, ["messages"], "")).first()[0] == first[2]
 
 
 def test_values_hold_for_every_row_of_a_function_of_columns(

@@ -181,16 +181,54 @@ def test_a_message_without_content_is_refused(message):
 
 
 @pytest.mark.parametrize(
+    ("parts", "text"),
+    [
+        (["Hi"], "Hi"),
+        (["One ", "two", "", "\n three"], "One two\n three"),
+    ],
+)
+@pytest.mark.parametrize("as_list", [list, tuple, lambda parts: np.array(parts, dtype=object)])
+def test_a_content_that_is_a_list_of_texts_is_their_text_and_nothing_between(parts, text, as_list):
+    content = as_list([{"type": "text", "text": part} for part in parts])
+    assert read([user(content)]).messages == read([user(text)]).messages
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        "secret",
+        None,
+        {"type": "image_url", "image_url": {"url": "secret"}},
+        {"type": "text"},
+        {"type": "text", "text": None},
+        {"type": "text", "text": ["secret"]},
+        {"text": "secret"},
+    ],
+    ids=repr,
+)
+def test_a_part_that_is_not_text_is_refused(part):
+    error = (RowErrorCode.INVALID_MESSAGES, "message 2 has a part that is not text")
+    content = [{"type": "text", "text": "secret"}, part]
+    assert refusal(read([user("Hi"), user(content)])) == error
+
+
+def test_parts_are_checked_as_any_text_is():
+    chat = read([user([{"type": "text", "text": "a"}, {"type": "text", "text": "\x00"}])])
+    assert refusal(chat) == (
+        RowErrorCode.INVALID_TEXT,
+        "message 1: control character U+0000 at position 1",
+    )
+    assert refusal(read([user([])]))[0] is RowErrorCode.EMPTY_PROMPT
+
+
+@pytest.mark.parametrize(
     ("content", "type_name"),
     [
-        (["secret"], "list"),
-        ([{"type": "text", "text": "secret"}], "list"),
         ({"text": "secret"}, "dict"),
         (3, "int"),
         (0.5, "float"),
         (True, "bool"),
         (b"secret", "bytes"),
-        (np.array(["secret", "secret"]), "ndarray"),
     ],
     ids=str,
 )

@@ -42,6 +42,7 @@ def test_a_temperature_above_zero_samples():
         ("top_k", 0),
         ("top_k", 10**9),
         ("stop", ("a", "\n", " ")),
+        ("stop", ("é" * 1_000,) * 64),
         ("seed", 0),
         ("seed", 2**63 - 1),
         ("max_tokens", 2**31 - 1),
@@ -106,6 +107,13 @@ def test_temperature_and_top_p_are_finite_numbers(name, value):
     with pytest.raises(InvalidParameterError) as error:
         GenerationParams(**{name: value})
     assert str(error.value) == f"{name} must be a number, not {value!r}"
+
+
+@pytest.mark.parametrize("value", [tuple(map(str, range(65))), ("a", "b" * 1_001)], ids=len)
+def test_more_stop_strings_than_a_row_may_look_for_are_refused(value):
+    with pytest.raises(InvalidParameterError) as error:
+        GenerationParams(stop=value)
+    assert str(error.value) == "stop may have 64 strings of 1,000 characters at most"
 
 
 @pytest.mark.parametrize("value", [-0.1, -1])

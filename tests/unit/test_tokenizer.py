@@ -56,6 +56,40 @@ def test_no_content_ever_becomes_a_control_token(tokenizer, text):
     assert not CONTROL_IDS & set(tokenizer.encode_content(text))
 
 
+@given(text=tricky_text)
+def test_no_text_has_fewer_tokens_than_its_bytes_say(tokenizer, text):
+    for ids in (tokenizer.encode_content(text), tokenizer.encode_prompt(text)):
+        assert not tokenizer.is_beyond([text], len(ids))
+
+
+def test_a_text_is_beyond_a_number_of_tokens_by_its_bytes_alone(tokenizer):
+    most = tokenizer.most_bytes_per_token
+    assert most == len("<|placeholder1|>")  # the longest of the vocabulary
+    assert not tokenizer.is_beyond(["é" * most, "a" * (3 * most)], 5)
+    assert tokenizer.is_beyond(["é" * most, "a" * (3 * most), "a"], 5)
+    # what a control token swallows is no tokens
+    swallowed = "<|user|>" + " \n\u3000" * 10**6
+    assert len(tokenizer.encode_prompt(swallowed)) < 4
+    assert not tokenizer.is_beyond([swallowed], 3)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"normalizer": {"type": "NFC"}},
+        {"normalizer": {"type": "Replace", "pattern": {"String": "aa"}, "content": "a"}},
+        {"normalizer": {"type": "Replace", "pattern": {"Regex": " +"}, "content": " "}},
+        {"pre_tokenizer": {"type": "BertPreTokenizer"}},
+    ],
+    ids=str,
+)
+def test_nothing_is_said_of_length_where_a_tokenizer_shortens_text(tiny_folder, tmp_path, change):
+    definition = json.loads((tiny_folder.path / "tokenizer.json").read_text(encoding="utf-8"))
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(definition | change), encoding="utf-8")
+    assert not Tokenizer(path).is_beyond(["a" * 10**6], 1)
+
+
 @pytest.mark.parametrize(("spelling", "token_id"), CONTROL_TOKENS.items())
 def test_in_a_raw_prompt_a_control_token_means_what_it_says(tokenizer, spelling, token_id):
     assert tokenizer.encode_prompt(spelling) == [token_id]
