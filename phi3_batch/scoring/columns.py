@@ -2,7 +2,7 @@
 
 from pyspark.sql import Column
 from pyspark.sql import functions as F
-from pyspark.sql.types import StructField, StructType
+from pyspark.sql.types import DataType, StructField, StructType
 
 
 def named(name: str) -> Column:
@@ -11,5 +11,13 @@ def named(name: str) -> Column:
 
 
 def find_field(table: StructType, name: str) -> StructField | None:
-    """The field of that name, if there is one."""
-    return next((field for field in table if field.name.lower() == name.lower()), None)
+    """The field of that name, if there is one; as it is spelled before any other case of it."""
+    by_name = [field for field in table if field.name.lower() == name.lower()]
+    return next((field for field in by_name if field.name == name), next(iter(by_name), None))
+
+
+def typed(table: StructType, name: str) -> tuple[Column, DataType]:
+    """The column of that name in a table that has it, by the table's own spelling, and its type."""
+    field = find_field(table, name)
+    assert field is not None  # who calls has looked
+    return named(field.name), field.dataType

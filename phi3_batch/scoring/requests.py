@@ -10,8 +10,10 @@ from dataclasses import dataclass
 
 from pyspark.sql import Column
 from pyspark.sql import functions as F
+from pyspark.sql.types import ArrayType, DataType, MapType, StringType, StructField, StructType
 
 from phi3_batch.errors import RowErrorCode
+from phi3_batch.scoring.columns import find_field
 
 PROMPT_INPUT = "prompt"
 MESSAGES_INPUT = "messages"
@@ -20,7 +22,10 @@ MESSAGES_INPUT = "messages"
 CHAT_PARAMS = {"temperature": "double", "max_tokens": "long", "stop": "array<string>", "n": "long"}
 _STREAM = "stream"
 
-_MESSAGES_TYPE = "array<struct<role:string,content:string>>"
+# What a chat is made of; a message may have more fields, which no model is sent.
+TURNS_TYPE = ArrayType(
+    StructType([StructField("role", StringType()), StructField("content", StringType())])
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,34 @@ class RowRequests:
     def characters(self) -> Column:
         """How long the inputs are, written out."""
         return F.length(F.to_json(self.struct()))
+
+
+def has_turns(kind: DataType) -> bool:
+    """Whether a column of this type holds messages."""
+    return isinstance(kind, ArrayType) and isinstance(kind.elementType, StructType | MapType)
+
+
+def turns_of(messages: Column, kind: DataType) -> Column:
+    """Messages as TURNS_TYPE, however the table stores them and spells their fields.
+
+    Args:
+        messages: array of structs, or of maps, with role and content; anything may be null.
+        kind: its type.
+    """
+    assert isinstance(kind, ArrayType)  # who calls has looked
+
+    def part(message: Column, name: str) -> Column:
+        if not isinstance(kind.elementType, StructType):
+            return message[name]
+        field = find_field(kind.elementType, name)
+        assert field is not None  # the source was checked
+        return message.getField(field.name)
+
+    def turn(message: Column) -> Column:
+        parts = [part(message, name).cast("string").alias(name) for name in ("role", "content")]
+        return F.when(message.isNotNull(), F.struct(*parts))
+
+    return F.transform(messages, turn)
 
 
 def prompt_requests(prompt: Column) -> RowRequests:
@@ -102,7 +135,7 @@ def chat_requests(
         lambda message: F.struct(
             message["role"].alias("role"), message["content"].alias("content")
         ),
-    ).cast(_MESSAGES_TYPE)
+    ).cast(TURNS_TYPE)
     filled = {
         name: F.coalesce(column.cast(types[name]), literal(defaults[name]).cast(types[name]))
         for name, column in params.items()
@@ -116,7 +149,7 @@ def with_stand_ins(requests: RowRequests, defaults: Mapping[str, object]) -> Row
     For a UDF that must be handed every row: a condition around it would not keep a row from it.
     An empty chat is refused by the model itself, at no cost.
     """
-    harmless = {MESSAGES_INPUT: F.array().cast(_MESSAGES_TYPE)} | {
+    harmless = {MESSAGES_INPUT: F.array().cast(TURNS_TYPE)} | {
         name: literal(default) for name, default in defaults.items()
     }
     inputs = {

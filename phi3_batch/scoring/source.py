@@ -17,7 +17,7 @@ from pyspark.sql.types import (
 )
 
 from phi3_batch.errors import InvalidParameterError, TableError
-from phi3_batch.scoring.columns import find_field, named
+from phi3_batch.scoring.columns import find_field, named, typed
 from phi3_batch.scoring.model import FoundModel, ScoringModel
 from phi3_batch.scoring.requests import (
     CHAT_PARAMS,
@@ -27,8 +27,10 @@ from phi3_batch.scoring.requests import (
     chat_requests,
     literal,
     prompt_requests,
+    turns_of,
 )
 from phi3_batch.scoring.user_template import UserTemplate
+from phi3_batch.scoring.values import TEXT_TYPES
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,7 @@ class Source:
                     " same folder with phi3-batch log chat"
                 )
         found = self._find_column(table, where, PROMPT_INPUT)
-        if not isinstance(found, StringType):
+        if not isinstance(found, TEXT_TYPES):
             name = self.column or PROMPT_INPUT
             raise TableError(f"column {name!r} of {where} is {found.simpleString()}, not string")
 
@@ -102,16 +104,18 @@ class Source:
         """The column of prompts."""
         return named(self.column or PROMPT_INPUT)
 
-    def requests(self, model: ScoringModel) -> RowRequests:
+    def requests(self, model: ScoringModel, table: StructType) -> RowRequests:
         """The requests of each row of a table that was checked."""
         if not model.takes_messages:
-            return prompt_requests(self.prompt())
+            prompt, _ = typed(table, self.column or PROMPT_INPUT)
+            return prompt_requests(prompt.cast("string"))  # of CHAR, and of any collation
         defaults = {**model.defaults, **model.params}
         params = {name: literal(value) for name, value in model.params.items()}
-        params |= {name: named(column) for name, column in self.param_columns.items()}
+        params |= {name: typed(table, column)[0] for name, column in self.param_columns.items()}
         if self.user_template is None:
-            return chat_requests(named(self.column or MESSAGES_INPUT), params, defaults)
-        messages, refusal = self.user_template.messages(self.system)
+            messages = turns_of(*typed(table, self.column or MESSAGES_INPUT))
+            return chat_requests(messages, params, defaults)
+        messages, refusal = self.user_template.messages(table, self.system)
         made = chat_requests(messages, params, defaults)
         return RowRequests(made.inputs, F.coalesce(refusal, made.refusal))
 

@@ -16,6 +16,8 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
 from phi3_batch.errors import TableError
+from phi3_batch.scoring.columns import named
+from phi3_batch.scoring.values import as_json
 
 WriteMode = Literal["error", "append", "overwrite"]
 
@@ -214,7 +216,8 @@ def _read_files(spark: SparkSession, path: str, file_format: str) -> DataFrame:
 
 def content_digest(rows: DataFrame) -> str:
     """A hash of all rows, whatever their order."""
-    row = F.xxhash64(F.to_json(F.struct("*"), {"ignoreNullFields": "false"}))
+    values = [(field.name, named(field.name), field.dataType) for field in rows.schema]
+    row = F.xxhash64(as_json(values, nulls=True))
     summed = rows.agg(F.count(F.lit(1)), F.sum(row.cast("decimal(20)"))).head()
     assert summed is not None  # an aggregate of no rows is a row too
     return f"{summed[0]} rows, {summed[1]}"
