@@ -187,7 +187,7 @@ class ChunkScorer:
         """
         plan = self._plan
         work = plan.work.where(F.col(BUCKET) % plan.chunk_count == chunk.number)
-        order = Window.partitionBy(REQUEST_ID).orderBy(identity.row_digest(plan.kept))
+        order = Window.partitionBy(REQUEST_ID).orderBy(identity.row_digest(work.schema, plan.kept))
         return work.withColumn(
             _COPY,
             F.when(plan.greedy, F.lit(0)).otherwise(

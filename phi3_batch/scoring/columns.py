@@ -9,6 +9,8 @@ from pyspark.sql import Column
 from pyspark.sql import functions as F
 from pyspark.sql.types import DataType, StructField, StructType
 
+from phi3_batch.scoring.values import as_json
+
 # What the names of a job's own columns begin with, beside the input's.
 OURS = "__phi3_batch_"
 
@@ -27,12 +29,6 @@ _PLAIN_TYPES = {
     "timestamp",
     "timestamp_ntz",
 }
-# What one session writes and reads back unchanged, whatever its time zone
-_EXACT_JSON = {
-    "ignoreNullFields": "false",
-    "timestampFormat": "yyyy-MM-dd'T'HH:mm:ss.SSSSSSXXX",
-    "timestampNTZFormat": "yyyy-MM-dd'T'HH:mm:ss.SSSSSS",
-}
 
 
 def quoted(name: str) -> str:
@@ -46,8 +42,16 @@ def named(name: str) -> Column:
 
 
 def find_field(table: StructType, name: str) -> StructField | None:
-    """The field of that name, if there is one."""
-    return next((field for field in table if field.name.lower() == name.lower()), None)
+    """The field of that name, if there is one; as it is spelled before any other case of it."""
+    by_name = [field for field in table if field.name.lower() == name.lower()]
+    return next((field for field in by_name if field.name == name), next(iter(by_name), None))
+
+
+def typed(table: StructType, name: str) -> tuple[Column, DataType]:
+    """The column of that name in a table that has it, by the table's own spelling, and its type."""
+    field = find_field(table, name)
+    assert field is not None  # who calls has looked
+    return named(field.name), field.dataType
 
 
 def is_plain(of: DataType) -> bool:
@@ -79,5 +83,5 @@ def values_digest(fields: Sequence[StructField]) -> Column:
         if is_plain(field.dataType):
             parts += [column.isNull(), column]  # the hash function itself passes over nulls
         else:
-            parts.append(F.to_json(F.struct(column), _EXACT_JSON))
+            parts.append(as_json([(field.name, column, field.dataType)], nulls=True))
     return F.xxhash64(F.lit(0), *parts)

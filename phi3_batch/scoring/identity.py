@@ -12,10 +12,19 @@ from collections.abc import Mapping, Sequence
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
-from pyspark.sql.types import ArrayType, MapType, StringType, StructType
+from pyspark.sql.types import (
+    DoubleType,
+    FloatType,
+    StringType,
+    StructType,
+    TimestampNTZType,
+    TimestampType,
+    VariantType,
+)
 
-from phi3_batch.scoring.columns import find_field, named
-from phi3_batch.scoring.requests import are_in_parts, text_of
+from phi3_batch.scoring.columns import find_field, typed
+from phi3_batch.scoring.requests import TURNS_TYPE, has_turns, turns_of
+from phi3_batch.scoring.values import TEXT_TYPES, as_json, as_text, has_timestamps
 
 # Hexadecimal digits. 128 bits of SHA-256 for requests, that many that no two of any table meet;
 # 64 bits each for the settings and the input, of which a table sees a handful.
@@ -65,14 +74,36 @@ def request_id(schema: StructType, columns: Sequence[str], settings: str) -> Col
     return F.substring(F.sha2(F.concat_ws("/", F.lit(settings), *digests), 256), 1, _REQUEST_DIGITS)
 
 
-def row_digest(columns: Sequence[str]) -> Column:
+def rendering(schema: StructType, columns: Sequence[str]) -> dict[str, str]:
+    """The setting that keeps request ids of these columns apart from an earlier release's.
+
+    These left out what is below a millisecond, went by the session's time zone, took a float for
+    the double of the same digits, and a variant's JSON for its text. Other columns keep their ids.
+    """
+    fields = [find_field(schema, name) for name in columns]
+    changed = (TimestampType, TimestampNTZType, FloatType, VariantType)
+    is_changed = any(field and isinstance(field.dataType, changed) for field in fields)
+    return {"values": "exact, in UTC"} if is_changed else {}
+
+
+def sampling(schema: StructType, limit: int | None) -> dict[str, object]:
+    """What a fingerprint says of the rows that :func:`limited` takes."""
+    # earlier releases took others where there are timestamps, by the session's time zone
+    is_changed = limit is not None and has_timestamps(schema)
+    return {"limit": limit, **({"sample": "exact, in UTC"} if is_changed else {})}
+
+
+def row_digest(schema: StructType, columns: Sequence[str]) -> Column:
     """A hash of a row's values in these columns, 64 bits."""
-    return F.xxhash64(F.to_json(F.struct(*map(named, columns))))
+    values = [(name, *typed(schema, name)) for name in columns]
+    return F.xxhash64(as_json(values, nulls=False))
 
 
 def limited(rows: DataFrame, limit: int | None) -> DataFrame:
     """So many rows of a table, the same ones whoever asks; all of them where there is no limit."""
-    return rows if limit is None else rows.orderBy(row_digest(rows.columns)).limit(limit)
+    if limit is None:
+        return rows
+    return rows.orderBy(row_digest(rows.schema, rows.columns)).limit(limit)
 
 
 def chunk_count(requests: int) -> int:
@@ -95,25 +126,19 @@ def bucket_of(request: Column) -> Column:
 
 
 def _value_digest(schema: StructType, name: str) -> Column:
-    field = find_field(schema, name)
-    assert field is not None  # the source was checked
-    column = named(name)
-    if isinstance(field.dataType, StringType):
+    """A hash of what is sent of a column: of its text, or of its value to the last digit."""
+    column, kind = typed(schema, name)
+    if isinstance(kind, TEXT_TYPES):
         text = column.cast("binary")  # as it is, whether or not it is valid UTF-8
-    elif isinstance(field.dataType, ArrayType) and isinstance(
-        field.dataType.elementType, StructType | MapType
-    ):
-        # of a message, what a chat is made of, however the table stores it
-        in_parts = are_in_parts(field.dataType)
-        turns = F.transform(
-            column,
-            lambda turn: F.struct(
-                turn["role"].alias("role"), text_of(turn, in_parts=in_parts).alias("content")
-            ),
-        )
-        text = F.to_json(F.struct(turns), {"ignoreNullFields": "false"})
+    elif has_turns(kind):
+        text = as_json([("col1", turns_of(column, kind), TURNS_TYPE)], nulls=True)
+    elif isinstance(kind, FloatType):
+        # a parameter is a double, and that of a float is none of the same digits
+        text = as_json([(name, column.cast("double"), DoubleType())], nulls=True)
+    elif isinstance(kind, VariantType):
+        text = as_json([(name, as_text(column, kind), StringType())], nulls=True)
     else:
-        text = F.to_json(F.struct(column), {"ignoreNullFields": "false"})
+        text = as_json([(name, column, kind)], nulls=True)
     return F.coalesce(F.sha2(text, 256), F.lit("null"))
 
 

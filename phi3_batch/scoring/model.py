@@ -16,6 +16,7 @@ import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models.model import ModelInfo
 from mlflow.pyfunc import PyFuncModel
+from mlflow.store.artifact.utils.models import get_model_name_and_version
 from mlflow.types import ParamSpec
 
 from phi3_batch.errors import InvalidModelError, InvalidParameterError
@@ -46,7 +47,8 @@ class FoundModel:
 
     Attributes:
         uri: as the user gave it.
-        resolved_uri: of the very version, where ``uri`` is an alias: written beside each row.
+        resolved_uri: of the very version, where ``uri`` may come to mean another: what is loaded,
+            and written beside each row.
         info: what MLflow knows of it.
     """
 
@@ -72,7 +74,8 @@ class ScoringModel:
 
     Attributes:
         uri: as the user gave it.
-        resolved_uri: of the very version, where ``uri`` is an alias: written beside each row.
+        resolved_uri: of the very version, where ``uri`` may come to mean another: what is loaded,
+            and written beside each row.
         served_uri: what Spark loads; another one where a plain pipeline was wrapped.
         kind: how it answers.
         params: generation parameters that hold for every row.
@@ -130,8 +133,8 @@ def find_model(uri: str) -> FoundModel:
     Raises:
         InvalidModelError: it is not there, or takes neither prompts nor chats.
     """
-    resolved_uri = _resolve_alias(uri)
     try:
+        resolved_uri = _resolve_version(uri)
         with temporary_files_here():
             info = mlflow.models.get_model_info(resolved_uri)
     except (MlflowException, OSError) as error:
@@ -143,6 +146,8 @@ def find_model(uri: str) -> FoundModel:
             f"the model {uri} cannot be looked up ({type(error).__name__}: {first_line(error)})"
         ) from error
     _check_inputs(uri, info)
+    if uri.startswith("runs:/") and info.model_id:
+        resolved_uri = info.model_uri  # a run may log another model of that name later
     return FoundModel(uri, resolved_uri, info)
 
 
@@ -227,16 +232,16 @@ def _find_kind(
     return _pilot(found.uri, model, pilot_prompts(), options)
 
 
-def _resolve_alias(uri: str) -> str:
-    """``models:/name@alias`` → ``models:/name/version``; any other URI as it is."""
-    if not uri.startswith("models:/") or "@" not in uri:
+def _resolve_version(uri: str) -> str:
+    """``models:/name@alias``, ``/latest`` or ``/Stage`` → ``models:/name/version``.
+
+    Any other URI as it is; one of another registry (``models://…``) too.
+    """
+    if not uri.startswith("models:/") or uri.startswith("models://"):
         return uri
-    name, alias = uri.removeprefix("models:/").rsplit("@", 1)
-    try:
-        found = mlflow.MlflowClient().get_model_version_by_alias(name, alias)
-    except MlflowException as error:
-        raise InvalidModelError(f"no model {uri} in {mlflow.get_registry_uri()}") from error
-    return f"models:/{name}/{found.version}"
+    client = mlflow.MlflowClient()
+    parts = get_model_name_and_version(client, uri)  # type: ignore[no-untyped-call]  # MLflow's
+    return f"models:/{'/'.join(map(str, parts))}"
 
 
 def _is_plain_pipeline(info: ModelInfo) -> bool:

@@ -1,6 +1,7 @@
 """Planning a scoring job: everything that can be wrong with it is found before the first row."""
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -254,11 +255,12 @@ def plan_scoring(
     options = replace(options, ids=incremental.resolve_ids(kept, options.ids))
     table = replace(table, rows=identity.limited(table.rows, options.limit))
 
-    settings = _settings(found, options)
+    settings = _settings(found, options, table.rows.schema)
     digest = identity.settings_digest({**settings, "model": str(found.info.model_uuid)})
     shape = [(column.name, column.dataType.simpleString()) for column in (*kept, *added)]
+    sample = identity.sampling(table.rows.schema, options.limit)
     fingerprint = identity.fingerprint(
-        digest, {"input": table.identity, "limit": options.limit, "columns": shape}
+        digest, {"input": table.identity, **sample, "columns": shape}
     )
     contender = Contender(
         fingerprint=fingerprint,
@@ -366,13 +368,26 @@ def plan_scoring(
     return plan
 
 
-def _settings(found: FoundModel, options: ScoreOptions) -> dict[str, str]:
+def _settings(found: FoundModel, options: ScoreOptions, table: StructType) -> dict[str, str]:
     """What shapes results, in words that can be shown and kept."""
-    given = {f"params.{name}": str(value) for name, value in options.generation.items()}
-    if "stop" in options.generation:  # it may quote what completions are about
-        stop = "\0".join(options.generation["stop"])
-        given["params.stop"] = f"sha256 {hashlib.sha256(stop.encode()).hexdigest()}"
-    return {"model": found.resolved_uri, **options.source.settings(), **given}
+    source, given = options.source, {}
+    for name, value in options.generation.items():
+        # beside a column, the value is for rows in which that is null
+        key = f"params.{name}.default" if name in source.param_columns else f"params.{name}"
+        given[key] = _in_words(name, value)
+    values = identity.rendering(table, source.request_columns(found))
+    return {"model": found.resolved_uri, **source.settings(), **given, **values}
+
+
+def _in_words(name: str, value: Any) -> str:
+    if name == "stop":  # it may quote what completions are about
+        # no text is empty, so that a list which begins with NUL was never joined by it
+        is_joined = not any("\0" in text for text in value)
+        texts = "\0".join(value) if is_joined else f"\0{json.dumps(value)}"
+        return f"sha256 {hashlib.sha256(texts.encode()).hexdigest()}"
+    if isinstance(getattr(GenerationParams(), name, None), float):
+        return str(float(value) + 0.0)  # 1 is 1.0, and -0.0 is 0.0
+    return str(value)
 
 
 def _is_whole(

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 from pyspark.sql import Column
 from pyspark.sql import functions as F
-from pyspark.sql.types import ArrayType, DataType, StructType
+from pyspark.sql.types import ArrayType, DataType, MapType, StringType, StructField, StructType
 
 from phi3_batch.errors import RowErrorCode
 from phi3_batch.generation import MOST_STOP_CHARACTERS, MOST_STOP_STRINGS, TOO_MUCH_STOP
+from phi3_batch.scoring.columns import find_field
 
 PROMPT_INPUT = "prompt"
 MESSAGES_INPUT = "messages"
@@ -22,7 +23,10 @@ MESSAGES_INPUT = "messages"
 CHAT_PARAMS = {"temperature": "double", "max_tokens": "long", "stop": "array<string>", "n": "long"}
 _STREAM = "stream"
 
-_MESSAGES_TYPE = "array<struct<role:string,content:string>>"
+# What a chat is made of; a message may have more fields, which no model is sent.
+TURNS_TYPE = ArrayType(
+    StructType([StructField("role", StringType()), StructField("content", StringType())])
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,37 @@ class RowRequests:
     def characters(self) -> Column:
         """How long the inputs are, written out."""
         return F.length(F.to_json(self.struct()))
+
+
+def has_turns(kind: DataType) -> bool:
+    """Whether a column of this type holds messages."""
+    return isinstance(kind, ArrayType) and isinstance(kind.elementType, StructType | MapType)
+
+
+def turns_of(messages: Column, kind: DataType) -> Column:
+    """Messages as TURNS_TYPE, however the table stores them and spells their fields.
+
+    A content that is a list of parts is their text; null where one of them is not of text.
+
+    Args:
+        messages: array of structs, or of maps, with role and content; anything may be null.
+        kind: its type.
+    """
+    assert isinstance(kind, ArrayType)  # who calls has looked
+
+    def part(message: Column, name: str) -> Column:
+        if not isinstance(kind.elementType, StructType):
+            return message[name]
+        field = find_field(kind.elementType, name)
+        assert field is not None  # the source was checked
+        value = message.getField(field.name)
+        return text_of_parts(value) if isinstance(field.dataType, ArrayType) else value
+
+    def turn(message: Column) -> Column:
+        parts = [part(message, name).cast("string").alias(name) for name in ("role", "content")]
+        return F.when(message.isNotNull(), F.struct(*parts))
+
+    return F.transform(messages, turn)
 
 
 def prompt_requests(prompt: Column, *, most_bytes: int | None = None) -> RowRequests:
@@ -73,7 +108,6 @@ def chat_requests(
     params: Mapping[str, Column],
     defaults: Mapping[str, object],
     *,
-    in_parts: bool = False,
     most_bytes: int | None = None,
 ) -> RowRequests:
     """Chats from a column of messages, and columns of parameters where rows have their own.
@@ -82,7 +116,6 @@ def chat_requests(
         messages: array of structs, or of maps, with role and content.
         params: columns for some of CHAT_PARAMS and ``stream``.
         defaults: what null means in each of these columns; MLflow takes no null.
-        in_parts: whether contents are lists of parts, as :func:`are_in_parts` finds.
         most_bytes: of all contents, white space aside, that the model may have room for.
     """
 
@@ -97,16 +130,13 @@ def chat_requests(
         refuse_first(lambda message: message.isNull(), invalid, "is null"),
         refuse_first(lambda message: message["role"].isNull(), invalid, "has no role"),
         refuse_first(
-            lambda message: text_of(message, in_parts=in_parts).isNull(),
+            lambda message: message["content"].isNull(),
             invalid,
             "has no content, or some that is not text",
         ),
         refuse_first(
             lambda message: (
-                ~(
-                    F.is_valid_utf8(message["role"])
-                    & F.is_valid_utf8(text_of(message, in_parts=in_parts))
-                )
+                ~(F.is_valid_utf8(message["role"]) & F.is_valid_utf8(message["content"]))
             ),
             RowErrorCode.INVALID_TEXT,
             "is not valid UTF-8",
@@ -122,15 +152,15 @@ def chat_requests(
             params["stop"], lambda text: F.length(text) > MOST_STOP_CHARACTERS
         )
         refusals.append(_refuse_parameter(too_much_stop, TOO_MUCH_STOP))
-    texts = F.transform(messages, lambda message: text_of(message, in_parts=in_parts))
+    texts = F.transform(messages, lambda message: message["content"])
     refusals += _refuse_longer(texts, most_bytes)
     types = CHAT_PARAMS | {_STREAM: "boolean"}
     conforming = F.transform(
         messages,
         lambda message: F.struct(
-            message["role"].alias("role"), text_of(message, in_parts=in_parts).alias("content")
+            message["role"].alias("role"), message["content"].alias("content")
         ),
-    ).cast(_MESSAGES_TYPE)
+    ).cast(TURNS_TYPE)
     filled = {
         name: F.coalesce(column.cast(types[name]), literal(defaults[name]).cast(types[name]))
         for name, column in params.items()
@@ -144,7 +174,7 @@ def with_stand_ins(requests: RowRequests, defaults: Mapping[str, object]) -> Row
     For a UDF that must be handed every row: a condition around it would not keep a row from it.
     An empty chat is refused by the model itself, at no cost.
     """
-    harmless = {MESSAGES_INPUT: F.array().cast(_MESSAGES_TYPE)} | {
+    harmless = {MESSAGES_INPUT: F.array().cast(TURNS_TYPE)} | {
         name: literal(default) for name, default in defaults.items()
     }
     inputs = {
@@ -152,19 +182,6 @@ def with_stand_ins(requests: RowRequests, defaults: Mapping[str, object]) -> Row
         for name, column in requests.inputs.items()
     }
     return RowRequests(inputs, requests.refusal)
-
-
-def are_in_parts(messages: DataType) -> bool:
-    """Whether the contents of messages are lists of parts, as OpenAI's API takes them too."""
-    message = messages.elementType if isinstance(messages, ArrayType) else None
-    return isinstance(message, StructType) and any(
-        part.name.lower() == "content" and isinstance(part.dataType, ArrayType) for part in message
-    )
-
-
-def text_of(message: Column, *, in_parts: bool) -> Column:
-    """What a message says; null where that is nothing, or something that is not text."""
-    return text_of_parts(message["content"]) if in_parts else message["content"]
 
 
 def text_of_parts(parts: Column) -> Column:

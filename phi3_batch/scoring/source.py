@@ -17,7 +17,7 @@ from pyspark.sql.types import (
 )
 
 from phi3_batch.errors import InvalidParameterError, TableError
-from phi3_batch.scoring.columns import find_field, named
+from phi3_batch.scoring.columns import find_field, named, typed
 from phi3_batch.scoring.hidden import hide
 from phi3_batch.scoring.model import FoundModel, ScoringModel
 from phi3_batch.scoring.requests import (
@@ -25,12 +25,13 @@ from phi3_batch.scoring.requests import (
     MESSAGES_INPUT,
     PROMPT_INPUT,
     RowRequests,
-    are_in_parts,
     chat_requests,
     literal,
     prompt_requests,
+    turns_of,
 )
 from phi3_batch.scoring.user_template import UserTemplate
+from phi3_batch.scoring.values import TEXT_TYPES
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,7 @@ class Source:
                     " same folder with phi3-batch log chat"
                 )
         found = self._find_column(table, where, PROMPT_INPUT)
-        if not isinstance(found, StringType):
+        if not isinstance(found, TEXT_TYPES):
             name = self.column or PROMPT_INPUT
             raise TableError(f"column {name!r} of {where} is {found.simpleString()}, not string")
 
@@ -106,20 +107,20 @@ class Source:
 
     def requests(self, model: ScoringModel, table: StructType) -> RowRequests:
         """The requests of each row of a table that was checked, with :meth:`texts` beside it."""
+        most_bytes = model.most_bytes
         if not model.takes_messages:
-            return prompt_requests(self.prompt(), most_bytes=model.most_bytes)
+            prompt, _ = typed(table, self.column or PROMPT_INPUT)
+            # of CHAR, and of any collation
+            return prompt_requests(prompt.cast("string"), most_bytes=most_bytes)
         defaults = {**model.defaults, **model.params}
         defaults["stop"] = F.array(*map(hide, defaults["stop"])).cast(CHAT_PARAMS["stop"])
         params = {name: literal(defaults[name]) for name in model.params}
-        params |= {name: named(column) for name, column in self.param_columns.items()}
+        params |= {name: typed(table, column)[0] for name, column in self.param_columns.items()}
         if self.user_template is None:
-            name = self.column or MESSAGES_INPUT
-            in_parts = are_in_parts(self._find_column(table, "the input", name))
-            return chat_requests(
-                named(name), params, defaults, in_parts=in_parts, most_bytes=model.most_bytes
-            )
-        messages, refusal = self.user_template.messages(self.system)
-        made = chat_requests(messages, params, defaults, most_bytes=model.most_bytes)
+            messages = turns_of(*typed(table, self.column or MESSAGES_INPUT))
+            return chat_requests(messages, params, defaults, most_bytes=most_bytes)
+        messages, refusal = self.user_template.messages(table, self.system)
+        made = chat_requests(messages, params, defaults, most_bytes=most_bytes)
         return RowRequests(made.inputs, F.coalesce(refusal, made.refusal))
 
     def texts(self, model: ScoringModel) -> tuple[str, ...]:

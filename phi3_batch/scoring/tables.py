@@ -21,6 +21,7 @@ from phi3_batch.errors import TableError
 from phi3_batch.scoring import input_files
 from phi3_batch.scoring.columns import is_plain, named
 from phi3_batch.scoring.said import first_line
+from phi3_batch.scoring.values import as_json
 
 WriteMode = Literal["error", "append", "overwrite"]
 
@@ -325,7 +326,8 @@ def normal_path(path: str) -> str:
 
 def content_digest(rows: DataFrame) -> str:
     """A hash of all rows, whatever their order."""
-    row = F.xxhash64(F.to_json(F.struct("*"), {"ignoreNullFields": "false"}))
+    values = [(field.name, named(field.name), field.dataType) for field in rows.schema]
+    row = F.xxhash64(as_json(values, nulls=True))
     summed = rows.agg(F.count(F.lit(1)), F.sum(row.cast("decimal(20)"))).head()
     assert summed is not None  # an aggregate of no rows is a row too
     return f"{summed[0]} rows, {summed[1]}"

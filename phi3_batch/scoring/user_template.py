@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 from pyspark.sql import Column
 from pyspark.sql import functions as F
-from pyspark.sql.types import AtomicType, BinaryType, StructType
+from pyspark.sql.types import AtomicType, BinaryType, SpatialType, StructType
 
 from phi3_batch.errors import InvalidParameterError, RowErrorCode, TableError
 from phi3_batch.scoring import columns
 from phi3_batch.scoring.hidden import hide
 from phi3_batch.scoring.requests import refuse
+from phi3_batch.scoring.values import as_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,28 +67,32 @@ class UserTemplate:
                     f"the user template names {name!r}, but the columns of {where} are"
                     f" {', '.join(table.fieldNames())}"
                 )
-            if not isinstance(field.dataType, AtomicType) or isinstance(field.dataType, BinaryType):
+            kind = field.dataType
+            if not isinstance(kind, AtomicType) or isinstance(kind, BinaryType | SpatialType):
                 raise TableError(
-                    f"the user template names {name!r}, which is {field.dataType.simpleString()}:"
+                    f"the user template names {name!r}, which is {kind.simpleString()}:"
                     " it takes text, numbers, dates and the like"
                 )
 
-    def messages(self, system: str | None) -> tuple[Column, Column]:
-        """A column of messages, and the refusal of rows in which a named column is null."""
+    def messages(self, table: StructType, system: str | None) -> tuple[Column, Column]:
+        """A column of messages, and the refusal of rows in which a named column is null.
+
+        Args:
+            table: that was checked.
+            system: the system message, if there is to be one.
+        """
+        values = {name: columns.typed(table, name) for name in self.columns}
         texts = [
             part
             for literal, name in self.parts
-            for part in (
-                hide(literal),
-                F.lit("") if name is None else columns.named(name).cast("string"),
-            )
+            for part in (hide(literal), F.lit("") if name is None else as_text(*values[name]))
         ]
         turns = [_message("user", F.concat(*texts))]
         if system is not None:
             turns.insert(0, _message("system", hide(system)))
         refusals = [
-            refuse(columns.named(name).isNull(), RowErrorCode.NULL_PROMPT, f"column {name} is null")
-            for name in self.columns
+            refuse(column.isNull(), RowErrorCode.NULL_PROMPT, f"column {name} is null")
+            for name, (column, _) in values.items()
         ]
         return F.array(*turns), F.coalesce(*refusals)
 

@@ -80,6 +80,12 @@ def _with_request_ids(
             raise TableError(
                 f"{source.text} has no column {name!r}, which the run read: is it another table?"
             )
+    rendering = identity.rendering(rows.schema, record.request_columns)
+    if not rendering.items() <= record.settings.items():
+        raise TableError(
+            f"the run read {', '.join(record.request_columns)} in another way: by an earlier"
+            " release of phi3-batch, which can verify it, or when a column had another type"
+        )
     settings = identity.settings_of(record.fingerprint)
     request = identity.request_id(rows.schema, record.request_columns, settings)
     # no more than is compared: an input may have a column of any name

@@ -14,7 +14,7 @@ import phi3_batch
 from phi3_batch.engines import Engine
 from phi3_batch.errors import InvalidModelError, InvalidParameterError
 from phi3_batch.scoring import identity, schema
-from phi3_batch.scoring.requests import chat_requests
+from phi3_batch.scoring.requests import chat_requests, turns_of
 from phi3_batch.scoring.source import Source
 from tests.conftest import ChatSample
 from tests.spark.test_score import OUTPUT_COLUMNS, score
@@ -375,7 +375,8 @@ def test_contents_in_parts_are_the_request_of_their_text(spark: SparkSession) ->
         columns.format(parts),
     )
     Source().check(SimpleNamespace(takes_messages=True), in_parts.schema, "the input")
-    requests = chat_requests(F.col("messages"), {}, {}, in_parts=True)
+    messages = turns_of(F.col("messages"), in_parts.schema["messages"].dataType)
+    requests = chat_requests(messages, {}, {})
     request = identity.request_id(in_parts.schema, ["messages"], "")
     first, *others = in_parts.select(
         requests.inputs["messages"].alias("sent"), requests.refusal.alias("refusal"), request
