@@ -1,9 +1,11 @@
 """The UDF that MLflow is asked for: the environment of its workers, and room for its copies."""
 
 import errno
+from types import SimpleNamespace
 
 import mlflow
 import pytest
+from pyspark.sql.types import StringType
 
 from phi3_batch.errors import EnvironmentProblemError
 from phi3_batch.scoring.model import ModelKind, ScoringModel
@@ -25,7 +27,13 @@ MODEL = ScoringModel(
 def environment(monkeypatch):
     """Gives the environment of the UDF that MLflow is asked for."""
     asked = {}
-    monkeypatch.setattr(mlflow.pyfunc, "spark_udf", lambda *_, **options: asked.update(options))
+
+    def spark_udf(*_, **options):
+        asked.update(options)
+        made = SimpleNamespace(func=lambda batches: batches, returnType=StringType())
+        return SimpleNamespace(__wrapped__=made)
+
+    monkeypatch.setattr(mlflow.pyfunc, "spark_udf", spark_udf)
 
     def environment():
         model_udf(None, MODEL)
