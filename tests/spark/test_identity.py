@@ -15,6 +15,7 @@ from pyspark.sql import functions as F
 
 from phi3_batch.errors import TableError
 from phi3_batch.scoring import balance, identity, schema, tables, verify
+from phi3_batch.scoring.hidden import with_texts
 from phi3_batch.scoring.ledger import RunRecord
 from phi3_batch.scoring.model import ModelKind, ScoringModel
 from phi3_batch.scoring.source import Source
@@ -81,6 +82,11 @@ def asked(source: Source, rows: DataFrame) -> Column:
     """The content of a row's last message, byte by byte."""
     messages = source.requests(CHAT, rows.schema).inputs["messages"]
     return F.hex(F.element_at(messages, -1)["content"])
+
+
+def beside(rows: DataFrame, *sources: Source) -> DataFrame:
+    """Rows with what a plan must not show beside them."""
+    return with_texts(rows.sparkSession, rows, [text for of in sources for text in of.texts(CHAT)])
 
 
 def ids(rows: DataFrame, *columns: str) -> Column:
@@ -183,12 +189,16 @@ def all_that_tells_apart(spark: SparkSession) -> list[Any]:
     rows = every_type(spark)
     names = [name.lower() for name in PLAIN]
     together = template("|".join(f"{{{name}}}" for name in names))
-    found = rows.orderBy("id").select(
-        asked(together, rows),
-        ids(rows, *names),
-        asked(Source(), rows),
-        ids(rows, "MESSAGES", "tiny", "half"),
-        identity.row_digest(rows.schema, rows.columns),
+    found = (
+        beside(rows, together)
+        .orderBy("id")
+        .select(
+            asked(together, rows),
+            ids(rows, *names),
+            asked(Source(), rows),
+            ids(rows, "MESSAGES", "tiny", "half"),
+            identity.row_digest(rows.schema, rows.columns),
+        )
     )
     sample = identity.limited(rows.repartition(3), 4).select("id").collect()
     return [
@@ -223,7 +233,7 @@ def test_rows_scored_in_utc_are_complete_in_tokyo(spark: SparkSession) -> None:
     record = RunRecord(f"{SETTINGS}-0", said, "t", 0, columns, (), 5, 5, 1, "run")
     with session_with(spark, ODD_SESSION, "ar-EG-u-nu-arab"):
         there = identity.limited(every_type(spark), record.limit)
-        rows_in = verify._with_request_ids(there, record, Location("t"))
+        rows_in = verify._with_request_ids(there, record, Location("t"), ())
         rows_out = spark.createDataFrame(written, f"{schema.REQUEST_ID} string")
         assert str(balance.compare(rows_in, rows_out, ())) == (
             "5 in, 5 out, 0 missing, 0 doubled, 0 orphaned"
@@ -234,7 +244,7 @@ def test_ids_that_an_earlier_release_gave_are_not_verified_wrongly(spark: SparkS
     rows = spark.range(1).select(F.timestamp_micros("id").alias("ts"), "id")
     record = RunRecord(f"{SETTINGS}-0", {}, "t", 0, ("ts",), (), None, 1, 1, "run")
     with pytest.raises(TableError, match="the run read ts in another way: by an earlier release"):
-        verify._with_request_ids(rows, record, Location("t"))
+        verify._with_request_ids(rows, record, Location("t"), ())
 
 
 # --- values ---
@@ -315,12 +325,12 @@ def test_texts_made_of_columns_of_every_type(
 ) -> None:
     assume(len({repr(row) for row in values}) > ROWS // 2)
     rows = frame(spark, values)
-    columns = []
-    for name in TYPES:
-        columns += [asked(template(f"<{{{name}}}>"), rows), ids(rows, name)]
-    pair = template("{text}{double}")
+    columns, pair = [], template("{text}{double}")
+    alone = {name: template(f"<{{{name}}}>") for name in TYPES}
+    for name, source in alone.items():
+        columns += [asked(source, rows), ids(rows, name)]
     columns += [asked(pair, rows), ids(rows, "text", "double")]
-    found = rows.select(*columns).collect()
+    found = beside(rows, pair, *alone.values()).select(*columns).collect()
     for number, name in enumerate(TYPES):
         pairs = [(row[2 * number], row[2 * number + 1]) for row in found]
         check_that_ids_tell_apart(pairs)
@@ -407,7 +417,8 @@ def test_a_parameter_is_known_by_what_is_sent(spark: SparkSession) -> None:
             param_columns={"temperature": "temperature"},
         )
         sent = source.requests(CHAT, rows.schema).inputs["temperature"]
-        of[kind] = [tuple(row) for row in rows.select(sent, ids(rows, "temperature")).collect()]
+        sound = beside(rows, source)
+        of[kind] = [tuple(row) for row in sound.select(sent, ids(rows, "temperature")).collect()]
     for as_float, as_double in zip(of["float"], of["double"], strict=True):
         assert (as_float[0] == as_double[0]) == (as_float[1] == as_double[1])
     assert of["float"][0] != of["double"][0]
