@@ -73,7 +73,7 @@ def test_a_table_whose_files_are_gone(fails_with: FailsWith, write_prompts: Writ
     table = write_prompts([SPAIN])
     for file in Path(table).glob("*.parquet"):
         file.unlink()
-    assert fails_with(table).startswith("Spark: ")
+    assert fails_with(table).startswith("files of a table are gone that its version lists")
 
 
 def test_no_such_column(fails_with: FailsWith, source: str) -> None:
