@@ -386,7 +386,7 @@ def test_bad_rows_cost_the_good_ones_nothing(model):
         ({"messages": [{"role": "user"}]}, "invalid_messages: message 1 has no content"),
         (
             {"messages": user(["secret"])},
-            "invalid_messages: the content of message 1 is a list, not a string",
+            "invalid_messages: message 1 has a part that is not text",
         ),
         (
             {"messages": SPAIN, "max_tokens": 1.5},

@@ -65,6 +65,8 @@ HOSTILE = {
     "smoke": [*NO_PATH, "nowhere", "a_folder", "a_file", "a_file/below", "deep", "latin1", "empty"],
     "alias": [*NO_NAME, "latest", "V1", "two words", "a/b", "ü" * 300],
     "max_error_rate": [*NO_NUMBER, "-0.1", "1.1"],
+    "algorithm": [*NO_NAME, "gptq", "K_QUANT"],
+    "text": [*NO_PATH, "nowhere", "a_folder", "a_file/below", "latin1", "empty"],
     "block_size": [*NO_COUNT, "0", "33"],
     "accuracy_level": [*NO_COUNT, "5"],
     "register": [*NO_NAME, "a/b", "a:b", "x" * 5000],

@@ -20,6 +20,7 @@ from phi3_batch.scoring.chunks import ScoredChunk
 from phi3_batch.scoring.model import ModelKind, ScoringModel
 from phi3_batch.scoring.outputs import OutputState
 from phi3_batch.scoring.plan import Chunk, ScoreOptions, ScoringPlan
+from phi3_batch.scoring.rivals import Contender
 from phi3_batch.scoring.statistics import ChunkRecord, Statistics
 from phi3_batch.scoring.tables import InputTable, Location
 
@@ -46,16 +47,27 @@ def make_plan(begun_as: str | None = None) -> ScoringPlan:
         pinned=cast(Any, None),
         work=cast(Any, None),
         greedy=cast(Any, None),
-        fingerprint="0123456789abcdef-0123456789abcdef",
+        to_update=None,
+        contender=Contender(
+            fingerprint="0123456789abcdef-0123456789abcdef",
+            input="./in",
+            input_id="x",
+            input_version=3,
+            output="./out",
+            ids=(),
+            delete_removed=False,
+        ),
         settings={"model": "models:/m/1"},
         request_columns=("prompt",),
-        state=OutputState(None if begun_as else "error", "t", -1, run_id=begun_as),
+        state=OutputState(None if begun_as else "error", run_id=begun_as),
         total=10,
         refused={},
         chunks=(Chunk(0, 10, 10),),
         chunk_count=1,
         done=frozenset(),
         kept=(),
+        partitions=(),
+        notes=(),
         changes=None,
         slots=1,
     )
