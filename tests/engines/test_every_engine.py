@@ -209,9 +209,9 @@ def test_hardly_any_probability_is_greedy(engine, ask):
     "params",
     [
         {"temperature": 1e308},
-        {"temperature": 1.0, "top_k": 10**30},
+        {"temperature": 1.0, "top_k": 2**31 - 1},
         {"temperature": 1.0, "top_p": 0.9999999999},
-        {"temperature": 1.0, "seed": 10**40},
+        {"temperature": 1.0, "seed": 2**63 - 1},
     ],
 )
 def test_parameters_beyond_what_a_runtime_counts_with_are_taken(engine, ask, params):
