@@ -385,7 +385,7 @@ def test_nothing_of_the_defaults_of_a_model_or_the_runtime_is_in_a_configuration
 
 
 def test_seeds_that_are_alike_are_not_alike_to_the_runtime():
-    seeds = [0, 1, 2, 2**32, 2**32 + 1, 2**64, 2**64 + 1]
+    seeds = [0, 1, 2, 2**32, 2**32 + 1, 2**63 - 2, 2**63 - 1]
     configs = [generation_config(GenerationParams(temperature=1.0, seed=seed), 1) for seed in seeds]
     assert len({config.rng_seed for config in configs}) == len(seeds)
 
