@@ -47,8 +47,8 @@ def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Meanwhile:
 
 @pytest.fixture
 def source(spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A table of 24 short prompts, which make four chunks or so."""
-    monkeypatch.setattr(identity, "_IN_A_SMALL_TABLE", 6)
+    """A table of 24 short prompts, which make two chunks."""
+    monkeypatch.setattr(identity, "_IN_A_SMALL_TABLE", 12)
     path = str(tmp_path / "in")
     rows = [(number, f"Why {number}?") for number in range(24)]
     spark.createDataFrame(rows, "id long, prompt string").write.format("delta").save(path)
