@@ -28,14 +28,14 @@ demo: $(VENV)/installed
 SHORT_LIVED := -XX:TieredStopAtLevel=1 -XX:+UseSerialGC -XX:ReservedCodeCacheSize=256m \
   -Dspark.sql.codegen.wholeStage=false -Dspark.sql.codegen.factoryMode=NO_CODEGEN
 # what an archive does not fit, a JVM ignores; it need not say so in what tests read
-test: export JDK_JAVA_OPTIONS := $(SHORT_LIVED) \
+test faults: export JDK_JAVA_OPTIONS := $(SHORT_LIVED) \
   -XX:SharedArchiveFile="$(abspath $(VENV)/spark.jsa)" -Xlog:disable
 # two test processes on two processors: threads that wait for each other would take ten times as long
-test: export OMP_NUM_THREADS := 1
+test faults: export OMP_NUM_THREADS := 1
 test: lint $(VENV)/spark.jsa
 	$(BIN)/pytest --numprocesses 2 --dist loadgroup
 
-faults: $(VENV)/installed-test
+faults: $(VENV)/spark.jsa
 	PHI3_BATCH_KILLS=200 PHI3_BATCH_RACES=20 $(BIN)/pytest -s tests/faults
 
 lint: $(VENV)/installed-test
