@@ -1,6 +1,7 @@
 """Which columns of a table become the requests of a model, and whether they can."""
 
 import hashlib
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -30,7 +31,7 @@ from phi3_batch.scoring.requests import (
     prompt_requests,
     turns_of,
 )
-from phi3_batch.scoring.user_template import UserTemplate
+from phi3_batch.scoring.user_template import NOT_IN_BRACES, UserTemplate
 from phi3_batch.scoring.values import TEXT_TYPES
 
 
@@ -162,9 +163,10 @@ class Source:
         found = self._find_column(table, where, MESSAGES_INPUT)
         name = self.column or MESSAGES_INPUT
         if isinstance(found, StringType):
+            rename = "rename it, and " if set(name) & NOT_IN_BRACES else ""
             raise TableError(
-                f"column {name!r} of {where} is string, not messages: make messages of it with"
-                f" --user-template '{{{name}}}'"
+                f"column {name!r} of {where} is string, not messages: {rename}make messages of it"
+                f" with --user-template {shlex.quote('{' + ('NAME' if rename else name) + '}')}"
             )
         if not _is_messages(found):
             raise TableError(

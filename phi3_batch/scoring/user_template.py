@@ -13,6 +13,9 @@ from phi3_batch.scoring.hidden import hide
 from phi3_batch.scoring.requests import refuse
 from phi3_batch.scoring.values import as_text
 
+# characters of columns' names that a template cannot have between its braces
+NOT_IN_BRACES = frozenset("{}[:!")
+
 
 @dataclass(frozen=True, slots=True)
 class UserTemplate:

@@ -38,7 +38,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def worker_log(store: Path) -> Path:
-    return store / "workers.log"
+    log = store / "workers.log"
+    log.touch()
+    return log
 
 
 @pytest.fixture(scope="session")

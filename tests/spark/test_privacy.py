@@ -151,11 +151,20 @@ def test_rows_at_which_a_model_raises_or_the_output(
     check("a row at which the model raises, and others that it echoes")
     [error] = spark.read.format("delta").load(output).selectExpr("error.message").dropna().collect()
     assert error[0] == "the model raised Refusal"
+    assert score(quoting, table(("sound", "deadly")), output, "--mode", "append") == 0
+    check("a row that kills the model's process")
 
     spark.sql(f"ALTER TABLE delta.`{output}` ADD CONSTRAINT brief CHECK (length(prompt) < 40)")
     more = table(("sound " * 9,))
     assert score(quoting, more, output, "--mode", "append") == 1
-    assert "CHECK constraint brief" in check("a CHECK constraint", by_spark=True)
+    assert "CHECK constraint brief" in check("a CHECK constraint")
+    fields = spark.read.format("delta").load(output).schema
+    columns = ", ".join(f"{field.name} {field.dataType.simpleString()}" for field in fields)
+    limited = str(tmp_path / "limited")
+    limit = columns.replace("prompt string", "prompt varchar(9)")
+    spark.sql(f"CREATE TABLE delta.`{limited}` ({limit}) USING delta")
+    assert score(quoting, more, limited, "--mode", "append") == 1
+    assert "varchar(9)" in check("a limit of length")
     assert score(quoting, table(("poison",)), str(tmp_path / "none")) == 1
     assert check("a model that fails on the rows it is tried on").endswith(" with Refusal")
 

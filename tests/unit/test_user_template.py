@@ -1,5 +1,7 @@
 """``--user-template``: which texts are templates, and what a table must have for them."""
 
+import string
+
 import pytest
 from pyspark.sql.types import (
     ArrayType,
@@ -13,7 +15,7 @@ from pyspark.sql.types import (
 )
 
 from phi3_batch.errors import InvalidParameterError, TableError
-from phi3_batch.scoring.user_template import UserTemplate
+from phi3_batch.scoring.user_template import NOT_IN_BRACES, UserTemplate
 
 TABLE = StructType(
     [
@@ -31,6 +33,15 @@ def test_a_template_names_each_column_once_in_the_order_of_the_text() -> None:
     template = UserTemplate.parse("Is {country} in {year of} {{still}} {country}?")
     assert template.columns == ("country", "year of")
     assert template.parts[-2:] == ((" ", "country"), ("?", None))
+
+
+@pytest.mark.parametrize("character", string.punctuation)
+def test_what_a_column_s_name_may_have_in_it(character: str) -> None:
+    try:
+        is_named = UserTemplate.parse(f"{{a{character}b}}").columns == (f"a{character}b",)
+    except InvalidParameterError:
+        is_named = False
+    assert is_named == (character not in NOT_IN_BRACES)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,11 @@
-"""A PythonModel that answers with what it was asked, and fails on some of it, quoting it."""
+"""A PythonModel that answers what it was asked; some prompts it fails on, of some it dies."""
+
+import os
+import signal
 
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
+from pyspark import TaskContext
 
 
 class Refusal(Exception):  # noqa: N818
@@ -11,6 +15,8 @@ class Refusal(Exception):  # noqa: N818
 class Quoting(PythonModel):
     def predict(self, context, model_input, params=None):
         for prompt in model_input["prompt"]:
+            if "deadly" in prompt and TaskContext.get():  # not in the driver's pilot
+                os.kill(os.getpid(), signal.SIGKILL)
             if "poison" in prompt:
                 try:
                     raise KeyError(prompt)
