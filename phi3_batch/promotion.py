@@ -12,11 +12,17 @@ import mlflow
 import pandas as pd
 from mlflow.pyfunc import PyFuncModel
 
+from phi3_batch.contract import (
+    ERROR_OBJECT,
+    MESSAGES_INPUT,
+    PROMPT_INPUT,
+    USAGE_PARAM,
+    split_reason,
+)
 from phi3_batch.errors import InvalidParameterError, PromotionError
 from phi3_batch.models.names import check_alias
 from phi3_batch.models.wrap import wrap_pipeline
-from phi3_batch.scoring.model import USAGE_PARAM, find_model
-from phi3_batch.scoring.requests import MESSAGES_INPUT, PROMPT_INPUT
+from phi3_batch.scoring.model import find_model
 
 # Why a smoke row failed, where the model itself sees no error.
 _UNEXPECTED = "unexpected_text"
@@ -198,8 +204,8 @@ def _chat(model: PyFuncModel, row: SmokeRow) -> str | _Failed:
     completions: Any = model.predict({MESSAGES_INPUT: row.inputs[MESSAGES_INPUT]})
     completion = completions[0]
     choice = completion["choices"][0]
-    if completion["object"] == "error":
-        return _Failed(choice["finish_reason"].partition(":")[0])
+    if completion["object"] == ERROR_OBJECT:
+        return _Failed(split_reason(choice["finish_reason"])[0])
     return str(choice["message"]["content"])
 
 

@@ -10,6 +10,7 @@ import platform
 import threading
 import time
 
+from phi3_batch.contract import tell_loaded_engine
 from phi3_batch.engines.base import Engine, first_line
 from phi3_batch.engines.checkpoint import Checkpoint, require_torch
 from phi3_batch.engines.choice import EngineChoice, choose
@@ -55,13 +56,8 @@ def get_engine(
                 engine = _create_engine(folder, manifest, choice)
             _logger.info("loaded %s in %.1f s", engine.name, time.monotonic() - started)
             _loaded = wanted, engine
+            tell_loaded_engine(engine.name)
         return _loaded[1]
-
-
-def loaded_engine() -> str | None:
-    """Name and version of the engine that this process has loaded, if it has."""
-    with _lock:
-        return _loaded[1].name if _loaded else None
 
 
 # Runtimes are imported below, not above, so that a model can be logged and looked at where none

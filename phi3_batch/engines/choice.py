@@ -3,12 +3,10 @@
 import os
 from typing import Literal, get_args
 
+from phi3_batch.contract import ENGINE_VARIABLE
 from phi3_batch.errors import InvalidParameterError
 
 EngineChoice = Literal["auto", "openvino", "onnxruntime-genai"]
-
-# Set on an executor (or wherever a model is loaded), it overrides what the model was logged with.
-ENGINE_VARIABLE = "PHI3_BATCH_ENGINE"
 
 
 def check_choice(value: str, where: str = "engine") -> EngineChoice:

@@ -11,11 +11,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from phi3_batch.contract import TIME_LIMITS_VARIABLE
 from phi3_batch.engines.base import Limits
 from phi3_batch.generation import Request
-
-# A job sets it to "1" in its workers.
-TIME_LIMITS = "PHI3_BATCH_TIME_LIMITS"
 
 # Phi-3-mini reads some 60 tokens and writes 9 a second on two cores: this is 15 times as long.
 _SECONDS = 120.0
@@ -35,7 +33,7 @@ def time_limit(requests: Sequence[Request], limits: Limits) -> Iterator[None]:
         requests: what the block answers, one after another or as one batch.
         limits: of the model.
     """
-    if os.environ.get(TIME_LIMITS) != "1":
+    if os.environ.get(TIME_LIMITS_VARIABLE) != "1":
         yield
         return
     with _standard_error() as file:

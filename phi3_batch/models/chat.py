@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
+from phi3_batch.contract import COMPLETION_OBJECT, ERROR_OBJECT, error_reason
 from phi3_batch.engines import Limits, ModelFolder
 from phi3_batch.generation import Completion, GenerationParams, Request, RowError, Usage
 from phi3_batch.models.chats import Chat, parse_chat, parse_params
@@ -203,13 +204,13 @@ def _answer(chat: Chat | RowError, answers: Sequence[Completion]) -> _Answer:
         _choice(index, answer.finish_reason or "", answer.text)
         for index, answer in enumerate(answers)
     ]
-    return "chat.completion", choices, _usage(Usage(answers[0].usage.prompt_tokens, generated))
+    return COMPLETION_OBJECT, choices, _usage(Usage(answers[0].usage.prompt_tokens, generated))
 
 
 def _failure(error: RowError, usage: Usage) -> _Answer:
     # A choice all the same: choices[0] of no choices fails a whole Spark job
-    choices = [_choice(0, f"{error.code.value}: {error.message}", "")]
-    return "error", choices, _usage(usage)
+    choices = [_choice(0, error_reason(error.code.value, error.message), "")]
+    return ERROR_OBJECT, choices, _usage(usage)
 
 
 def _choice(index: int, finish_reason: str, content: str) -> dict[str, Any]:

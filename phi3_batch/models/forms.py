@@ -11,14 +11,10 @@ from typing import Any
 from mlflow.models import ModelSignature
 
 import phi3_batch
+from phi3_batch.contract import CHAT_TASK, MESSAGES_INPUT, PROMPT_INPUT, model_metadata
 from phi3_batch.engines import Checkpoint, Manifest, ModelFolder
 from phi3_batch.errors import InvalidModelError
-from phi3_batch.models.signatures import (
-    MESSAGES_COLUMN,
-    PROMPT_COLUMN,
-    chat_signature,
-    prompt_signature,
-)
+from phi3_batch.models.signatures import chat_signature, prompt_signature
 from phi3_batch.models.weights import (
     CHECKPOINT_ARTIFACT,
     ENGINE_ARTIFACT,
@@ -26,8 +22,6 @@ from phi3_batch.models.weights import (
     MODEL_ARTIFACT,
 )
 from phi3_batch.text import CHAT_TOKENS, missing_tokens
-
-CHAT_TASK = "llm/v1/chat"
 
 # What the models import when they are loaded. torch is not among the ONNX models', and must not be.
 _PACKAGES = ("mlflow", "tokenizers", "pandas", "numpy", "platformdirs")
@@ -44,9 +38,9 @@ _PIPELINE_PACKAGES = (*_PACKAGES, "filelock", "torch", "transformers")
 # There are none of it for other processors, and the model does without.
 _X86_ALONE = frozenset({"llvmlite", "openvino-genai"})
 
-_PROMPT_EXAMPLE = {PROMPT_COLUMN: "<|user|>\nWhat is the capital of Spain?<|end|>\n<|assistant|>\n"}
+_PROMPT_EXAMPLE = {PROMPT_INPUT: "<|user|>\nWhat is the capital of Spain?<|end|>\n<|assistant|>\n"}
 _CHAT_EXAMPLE = {
-    MESSAGES_COLUMN: [{"role": "user", "content": "What is the capital of Spain?"}],
+    MESSAGES_INPUT: [{"role": "user", "content": "What is the capital of Spain?"}],
     "temperature": 0.0,
     "max_tokens": 60,
 }
@@ -127,7 +121,7 @@ class Form:
             manifest: their digests.
             engine: which is to run them; None for a checkpoint, which has one engine.
         """
-        metadata = {"phi3_batch": phi3_batch.__version__}
+        metadata = model_metadata(phi3_batch.__version__)
         with tempfile.TemporaryDirectory() as scratch:
             # files, not model_config: MLflow drops that on a cluster, on the way to the executors
             texts = {"manifest.json": (MANIFEST_ARTIFACT, manifest.to_json())}

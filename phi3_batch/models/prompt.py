@@ -8,22 +8,13 @@ from typing import Any
 import pandas as pd
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
+from phi3_batch.contract import PROMPT_INPUT, USAGE_COLUMNS, USAGE_PARAM
 from phi3_batch.engines import Engine, Limits, ModelFolder
 from phi3_batch.generation import Completion, GenerationParams, Request, RowError
 from phi3_batch.models.examine import examine_rows, most_bytes
 from phi3_batch.models.seeds import with_own_seeds
-from phi3_batch.models.signatures import PROMPT_COLUMN, USAGE_PARAM
 from phi3_batch.models.weights import MODEL_ARTIFACT, LoggedWeights
 from phi3_batch.text import Tokenizer, find_length_error, find_text_error
-
-_USAGE_COLUMNS = [
-    "completion",
-    "finish_reason",
-    "prompt_tokens",
-    "completion_tokens",
-    "total_tokens",
-    "error",
-]
 
 _logger = logging.getLogger(__name__)
 
@@ -78,7 +69,7 @@ class PromptModel(PythonModel):
         completions = _complete(engine, _prompts(model_input), generation_params)
         if params and params.get(USAGE_PARAM):
             rows = [_usage_row(completion) for completion in completions]
-            return pd.DataFrame(rows, columns=_USAGE_COLUMNS)
+            return pd.DataFrame(rows, columns=list(USAGE_COLUMNS))
         _warn_of_failures(completions)
         return [completion.text for completion in completions]
 
@@ -129,7 +120,7 @@ def _generation_params(params: Mapping[str, Any] | None) -> GenerationParams:
 
 def _prompts(model_input: Any) -> list[object]:
     if isinstance(model_input, pd.DataFrame | dict):
-        model_input = model_input[PROMPT_COLUMN]
+        model_input = model_input[PROMPT_INPUT]
     prompts = [model_input] if isinstance(model_input, str) else list(model_input)
     # MLflow makes one row, with the whole list in its cell, of {"prompt": ["a", "b"]}
     return prompts[0] if len(prompts) == 1 and isinstance(prompts[0], list) else prompts
@@ -162,7 +153,7 @@ def _parse(
 
 
 def _usage_row(completion: Completion) -> tuple[object, ...]:
-    """One row of _USAGE_COLUMNS."""
+    """One row of USAGE_COLUMNS."""
     error, usage = completion.error, completion.usage
     return (
         completion.text,

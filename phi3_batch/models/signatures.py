@@ -4,11 +4,8 @@ from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import Array, Object, Property
 
+from phi3_batch.contract import COUNTS, MESSAGES_INPUT, PROMPT_INPUT, USAGE_PARAM
 from phi3_batch.generation import GenerationParams
-
-PROMPT_COLUMN = "prompt"
-USAGE_PARAM = "usage"
-MESSAGES_COLUMN = "messages"
 
 
 def prompt_signature(*, params: bool = True) -> ModelSignature:
@@ -19,7 +16,7 @@ def prompt_signature(*, params: bool = True) -> ModelSignature:
             a call without any gives plain strings; without them, the bare form.
     """
     return ModelSignature(
-        inputs=Schema([ColSpec(DataType.string, PROMPT_COLUMN)]),
+        inputs=Schema([ColSpec(DataType.string, PROMPT_INPUT)]),
         outputs=Schema([ColSpec(DataType.string)]),
         params=_prompt_params() if params else None,  # type: ignore[arg-type]  # null is allowed
     )
@@ -56,11 +53,10 @@ def chat_signature() -> ModelSignature:
         Property("finish_reason", DataType.string),
         Property("message", Object(message)),
     ]
-    counts = ("prompt_tokens", "completion_tokens", "total_tokens")
     return ModelSignature(
         inputs=Schema(
             [
-                ColSpec(Array(Object(message)), MESSAGES_COLUMN),
+                ColSpec(Array(Object(message)), MESSAGES_INPUT),
                 ColSpec(DataType.double, "temperature", required=False),
                 ColSpec(DataType.long, "max_tokens", required=False),
                 ColSpec(Array(DataType.string), "stop", required=False),
@@ -75,7 +71,7 @@ def chat_signature() -> ModelSignature:
                 ColSpec(DataType.long, "created"),
                 ColSpec(DataType.string, "model"),
                 ColSpec(Array(Object(choice)), "choices"),
-                ColSpec(Object([Property(name, DataType.long) for name in counts]), "usage"),
+                ColSpec(Object([Property(name, DataType.long) for name in COUNTS]), "usage"),
             ]
         ),
     )

@@ -14,10 +14,11 @@ import transformers
 from mlflow.models.model import ModelInfo
 from transformers import Pipeline
 
+from phi3_batch.contract import CHAT_TASK
 from phi3_batch.engines import Checkpoint
 from phi3_batch.engines.transformers import quiet_transformers
 from phi3_batch.errors import InvalidModelError
-from phi3_batch.models.forms import CHAT_TASK, pipeline_form
+from phi3_batch.models.forms import pipeline_form
 
 
 def open_pipeline(model: str | Path | Pipeline, scratch: Path) -> tuple[Checkpoint, Pipeline]:

@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 import mlflow
+from mlflow.models import Model
 
 from phi3_batch.engines import Checkpoint
 from phi3_batch.errors import EnvironmentProblemError, InvalidModelError
@@ -45,7 +46,7 @@ def wrap_pipeline(uri: str) -> str:
 
 
 def _wrap(uri: str, place: Path) -> str:
-    info = mlflow.models.get_model_info(uri)
+    info = Model.load(uri)
     flavor = info.flavors["transformers"]
     params = params_from_transformers(info.flavors["python_function"].get("config") or {})
     config = chat_config(Path(str(flavor.get("source_model_name", ""))).name, params)

@@ -4,7 +4,6 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import pandas as pd
 from py4j.protocol import Py4JError
@@ -119,8 +118,8 @@ def make_forecast(spark: SparkSession, plan: ScoringPlan, executors: int | None)
 
 
 def _count_tokens(plan: ScoringPlan) -> TokenCount | None:
-    model = plan.model.python_model
-    if not hasattr(model, "examine"):
+    model = plan.model.plannable
+    if model is None:
         return None
     sound = plan.work.where(F.col(REFUSAL).isNull())
     once = sound.dropDuplicates([REQUEST_ID]).orderBy(REQUEST_ID)  # by a hash: in no order
@@ -134,7 +133,7 @@ def _count_tokens(plan: ScoringPlan) -> TokenCount | None:
     if inputs.empty:
         return TokenCount(0, 0, 0, 0)
     params = {} if plan.model.takes_messages else dict(plan.model.params)
-    examined: Any = model.examine(inputs, params)
+    examined = model.examine(inputs, params)
     distinct = sound.select(F.count_distinct(REQUEST_ID)).head()
     assert distinct is not None  # an aggregate of no rows is a row too
     scale = distinct[0] / len(inputs)

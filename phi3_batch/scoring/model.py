@@ -14,21 +14,27 @@ from typing import Any
 import mlflow
 import pandas as pd
 from mlflow.exceptions import MlflowException
-from mlflow.models.model import ModelInfo
+from mlflow.models import Model
 from mlflow.pyfunc import PyFuncModel
 from mlflow.store.artifact.utils.models import get_model_name_and_version
 from mlflow.types import ParamSpec
 
+from phi3_batch import __version__
+from phi3_batch.contract import (
+    CHAT_PARAMS,
+    CHAT_TASK,
+    MESSAGES_INPUT,
+    PROMPT_INPUT,
+    STREAM,
+    USAGE_PARAM,
+    PlannableModel,
+    find_newer_release,
+    is_ours,
+)
 from phi3_batch.errors import InvalidModelError, InvalidParameterError
 from phi3_batch.generation import GenerationParams
-from phi3_batch.scoring.requests import CHAT_PARAMS, MESSAGES_INPUT, PROMPT_INPUT
 from phi3_batch.scoring.said import first_line
 from phi3_batch.scratch import temporary_files_here
-
-USAGE_PARAM = "usage"
-
-_CHAT_TASK = "llm/v1/chat"
-_OURS = "phi3_batch"  # in the metadata of the models that we log
 
 
 class ModelKind(Enum):
@@ -54,7 +60,7 @@ class FoundModel:
 
     uri: str
     resolved_uri: str
-    info: ModelInfo
+    info: Model
 
     @property
     def takes_messages(self) -> bool:
@@ -81,7 +87,7 @@ class ScoringModel:
         params: generation parameters that hold for every row.
         defaults: what a row has that gives no parameter.
         model_id: of MLflow's logged model, where it is one.
-        python_model: what answers, as its author wrote it; None for other flavors.
+        plannable: what says how much a job will take; None for models that are not ours.
     """
 
     uri: str
@@ -91,7 +97,7 @@ class ScoringModel:
     params: Mapping[str, Any]
     defaults: Mapping[str, Any]
     model_id: str | None
-    python_model: Any
+    plannable: PlannableModel | None
 
     @property
     def takes_messages(self) -> bool:
@@ -115,8 +121,7 @@ class ScoringModel:
     @property
     def most_bytes(self) -> int | None:
         """Bytes of a prompt, white space aside, beyond which no model of ours has room for it."""
-        known = getattr(self.python_model, "most_bytes", None)
-        return known() if known else None
+        return self.plannable.most_bytes() if self.plannable else None
 
     @property
     def one_row_at_a_time(self) -> bool:
@@ -136,7 +141,8 @@ def find_model(uri: str) -> FoundModel:
     try:
         resolved_uri = _resolve_version(uri)
         with temporary_files_here():
-            info = mlflow.models.get_model_info(resolved_uri)
+            # not get_model_info, which wants to find in the store what a folder is a copy of
+            info = Model.load(resolved_uri)
     except (MlflowException, OSError) as error:
         raise InvalidModelError(
             f"no model {uri} in {mlflow.get_registry_uri()}: {first_line(error)}"
@@ -147,7 +153,7 @@ def find_model(uri: str) -> FoundModel:
         ) from error
     _check_inputs(uri, info)
     if uri.startswith("runs:/") and info.model_id:
-        resolved_uri = info.model_uri  # a run may log another model of that name later
+        resolved_uri = f"models:/{info.model_id}"  # a run may log another model of that name later
     return FoundModel(uri, resolved_uri, info)
 
 
@@ -184,7 +190,7 @@ def load_model(
     model = _load(found.uri, served_uri)
     kind = _find_kind(found, model, pilot_prompts, options)
     config = model.model_config or {}
-    defaults = asdict(GenerationParams()) | {"n": 1, "stream": False} | dict(config)
+    defaults = asdict(GenerationParams()) | {"n": 1, STREAM: False} | dict(config)
     defaults |= {spec.name: spec.default for spec in _param_specs(found)}
     return ScoringModel(
         uri=found.uri,
@@ -192,17 +198,18 @@ def load_model(
         served_uri=served_uri,
         kind=kind,
         params=options,
-        defaults={name: defaults[name] for name in (*CHAT_PARAMS, "stream")},
+        defaults={name: defaults[name] for name in (*CHAT_PARAMS, STREAM)},
         model_id=found.info.model_id,
-        python_model=_python_model(model),
+        plannable=_plannable(model),
     )
 
 
-def _python_model(model: PyFuncModel) -> Any:
+def _plannable(model: PyFuncModel) -> PlannableModel | None:
     try:
-        return model.unwrap_python_model()  # type: ignore[no-untyped-call]  # MLflow's
+        answers = model.unwrap_python_model()  # type: ignore[no-untyped-call]  # MLflow's
     except MlflowException:  # of another flavor
         return None
+    return answers if isinstance(answers, PlannableModel) else None
 
 
 def _known_params(found: FoundModel) -> list[str]:
@@ -227,7 +234,7 @@ def _find_kind(
         return ModelKind.CHAT
     if any(spec.name == USAGE_PARAM for spec in _param_specs(found)):
         return ModelKind.USAGE
-    if _OURS in (found.info.metadata or {}):
+    if is_ours(found.info.metadata):
         return ModelKind.BARE
     return _pilot(found.uri, model, pilot_prompts(), options)
 
@@ -244,12 +251,17 @@ def _resolve_version(uri: str) -> str:
     return f"models:/{'/'.join(map(str, parts))}"
 
 
-def _is_plain_pipeline(info: ModelInfo) -> bool:
+def _is_plain_pipeline(info: Model) -> bool:
     flavor: Mapping[str, object] = info.flavors.get("transformers", {})
-    return flavor.get("inference_task") == _CHAT_TASK
+    return flavor.get("inference_task") == CHAT_TASK
 
 
-def _check_inputs(uri: str, info: ModelInfo) -> None:
+def _check_inputs(uri: str, info: Model) -> None:
+    if release := find_newer_release(info.metadata):
+        raise InvalidModelError(
+            f"{uri} was logged by phi3-batch {release}, and this release, {__version__}, is too old"
+            " to score it: pip install --upgrade phi3-batch"
+        )
     if "python_function" not in info.flavors:
         raise InvalidModelError(f"{uri} is not a pyfunc, its flavors are {', '.join(info.flavors)}")
     if info.signature is None:
@@ -257,10 +269,10 @@ def _check_inputs(uri: str, info: ModelInfo) -> None:
     inputs = info.signature.inputs
     names = ", ".join(map(str, inputs.input_names()))
     if MESSAGES_INPUT in inputs.input_names():
-        if not _is_plain_pipeline(info) and _OURS not in (info.metadata or {}):
+        if not _is_plain_pipeline(info) and not is_ours(info.metadata):
             raise InvalidModelError(
                 f"{uri} takes messages and is neither one of ours nor a transformers pipeline"
-                f" logged with task {_CHAT_TASK}: log it with phi3-batch log chat or log pipeline"
+                f" logged with task {CHAT_TASK}: log it with phi3-batch log chat or log pipeline"
             )
         return
     if PROMPT_INPUT not in inputs.input_names():

@@ -12,16 +12,13 @@ from pyspark.sql import Column
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, DataType, MapType, StringType, StructField, StructType
 
+from phi3_batch.contract import MESSAGES_INPUT, PROMPT_INPUT, STREAM
 from phi3_batch.errors import RowErrorCode
 from phi3_batch.generation import MOST_STOP_CHARACTERS, MOST_STOP_STRINGS, TOO_MUCH_STOP
 from phi3_batch.scoring.columns import find_field
 
-PROMPT_INPUT = "prompt"
-MESSAGES_INPUT = "messages"
-
-# The parameters that a chat may have for itself, and what Spark calls their types.
-CHAT_PARAMS = {"temperature": "double", "max_tokens": "long", "stop": "array<string>", "n": "long"}
-_STREAM = "stream"
+# What Spark calls the types of the parameters that a chat may have for itself.
+PARAM_TYPES = {"temperature": "double", "max_tokens": "long", "stop": "array<string>", "n": "long"}
 
 # What a chat is made of; a message may have more fields, which no model is sent.
 TURNS_TYPE = ArrayType(
@@ -154,7 +151,7 @@ def chat_requests(
         refusals.append(_refuse_parameter(too_much_stop, TOO_MUCH_STOP))
     texts = F.transform(messages, lambda message: message["content"])
     refusals += _refuse_longer(texts, most_bytes)
-    types = CHAT_PARAMS | {_STREAM: "boolean"}
+    types = PARAM_TYPES | {STREAM: "boolean"}
     conforming = F.transform(
         messages,
         lambda message: F.struct(

@@ -11,6 +11,7 @@ from pyspark.sql.types import (
     TimestampType,
 )
 
+from phi3_batch.contract import COUNTS, ERROR_OBJECT, REASON_SEPARATOR
 from phi3_batch.errors import RowErrorCode
 from phi3_batch.scoring.columns import find_field
 
@@ -71,15 +72,11 @@ CHAT_COMPLETION = StructType(
     ]
 )
 
-_COUNTS = ("prompt_tokens", "completion_tokens", "total_tokens")
-
 # The whole completion object, where it is kept: a column of its own behind `error`.
 RESPONSE = "response"
 
 # What was asked, and in which run: by these two a run is resumed and verified.
 REQUEST_ID, FINGERPRINT = "request_id", "fingerprint"
-
-_ERROR_OBJECT = "error"
 
 
 # Of what scoring adds, all that a row with an error has too.
@@ -122,17 +119,17 @@ def _type(field: StructField) -> str:
 def columns_from_usage(result: Column) -> dict[str, Column]:
     """Result columns from what a model with usage returned."""
     failed = result["error"]["code"] != ""
-    counts = {name: result[name] for name in _COUNTS}
+    counts = {name: result[name] for name in COUNTS}
     answer = {"completion": result["completion"], "finish_reason": result["finish_reason"]}
     return _unless_failed(failed, result["error"], counts, answer)
 
 
 def columns_from_chat(result: Column) -> dict[str, Column]:
     """Result columns from a chat completion; its first choice is the completion."""
-    failed = result["object"] == _ERROR_OBJECT
+    failed = result["object"] == ERROR_OBJECT
     choice = result["choices"][0]
-    code, message = (F.split(choice["finish_reason"], ": ", 2)[part] for part in (0, 1))
-    counts = {name: result["usage"][name] for name in _COUNTS}
+    code, message = (F.split(choice["finish_reason"], REASON_SEPARATOR, 2)[part] for part in (0, 1))
+    counts = {name: result["usage"][name] for name in COUNTS}
     answer = {
         "completion": choice["message"]["content"],
         "finish_reason": choice["finish_reason"],
@@ -145,11 +142,11 @@ def failed_chat(error: Column) -> Column:
     """What a chat model returns for a row with this error, a struct of code and message."""
     no_name = F.lit(None).cast("string")
     message = F.struct(F.lit("").alias("content"), no_name.alias("name"), F.lit("assistant"))
-    reason = F.concat_ws(": ", error["code"], error["message"])
+    reason = F.concat_ws(REASON_SEPARATOR, error["code"], error["message"])
     zero = F.lit(0)
     return F.struct(
         F.concat(F.lit("chatcmpl-"), F.uuid()),
-        F.lit(_ERROR_OBJECT),
+        F.lit(ERROR_OBJECT),
         F.unix_timestamp(),
         F.lit(""),
         F.array(F.struct(reason, zero, message)),

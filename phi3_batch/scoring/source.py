@@ -17,14 +17,13 @@ from pyspark.sql.types import (
     StructType,
 )
 
+from phi3_batch.contract import CHAT_PARAMS, MESSAGES_INPUT, PROMPT_INPUT
 from phi3_batch.errors import InvalidParameterError, TableError
 from phi3_batch.scoring.columns import find_field, named, typed
 from phi3_batch.scoring.hidden import hide
 from phi3_batch.scoring.model import FoundModel, ScoringModel
 from phi3_batch.scoring.requests import (
-    CHAT_PARAMS,
-    MESSAGES_INPUT,
-    PROMPT_INPUT,
+    PARAM_TYPES,
     RowRequests,
     chat_requests,
     literal,
@@ -114,7 +113,7 @@ class Source:
             # of CHAR, and of any collation
             return prompt_requests(prompt.cast("string"), most_bytes=most_bytes)
         defaults = {**model.defaults, **model.params}
-        defaults["stop"] = F.array(*map(hide, defaults["stop"])).cast(CHAT_PARAMS["stop"])
+        defaults["stop"] = F.array(*map(hide, defaults["stop"])).cast(PARAM_TYPES["stop"])
         params = {name: literal(defaults[name]) for name in model.params}
         params |= {name: typed(table, column)[0] for name, column in self.param_columns.items()}
         if self.user_template is None:
@@ -219,8 +218,8 @@ def _check_param_column(table: StructType, where: str, name: str, column: str) -
         "array<string>": isinstance(found.dataType, ArrayType)
         and isinstance(found.dataType.elementType, StringType),
     }
-    if not fits[CHAT_PARAMS[name]]:
+    if not fits[PARAM_TYPES[name]]:
         raise TableError(
             f"column {column!r} of {where} is {found.dataType.simpleString()}, and {name} is"
-            f" {CHAT_PARAMS[name]}"
+            f" {PARAM_TYPES[name]}"
         )

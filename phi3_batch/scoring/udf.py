@@ -15,26 +15,30 @@ from pyspark.sql import functions as F
 from pyspark.sql.pandas.functions import pandas_udf
 from pyspark.sql.types import StructType
 
+from phi3_batch.contract import (
+    ENGINE_VARIABLE,
+    LOADED_ENGINE_VARIABLE,
+    MESSAGES_INPUT,
+    TIME_LIMITS_VARIABLE,
+    USAGE_PARAM,
+)
 from phi3_batch.errors import EnvironmentProblemError, InvalidParameterError
 from phi3_batch.scoring import schema
 from phi3_batch.scoring.columns import named
 from phi3_batch.scoring.idle_limit import IDLE_LIMIT, first_limit
 from phi3_batch.scoring.model import (
-    USAGE_PARAM,
     ModelKind,
     ScoringModel,
     mlflow_params,
     quiet_about_local_environment,
 )
-from phi3_batch.scoring.requests import MESSAGES_INPUT, chat_requests, with_stand_ins
+from phi3_batch.scoring.requests import chat_requests, with_stand_ins
 from phi3_batch.scratch import temporary_files_here
 
 # An error of MLflow's schema enforcement quotes the data, unless this is set.
 _NO_DATA_IN_ERRORS = {"MLFLOW_DISABLE_SCHEMA_DETAILS": "true"}
 # In a job, a row that hangs in native code ends its process, and the job finds the row.
-_WORKER_ENV = _NO_DATA_IN_ERRORS | {"PHI3_BATCH_TIME_LIMITS": "1"}
-# Which engine runs an ONNX build: the driver's choice holds for its workers.
-_ENGINE_VARIABLE = "PHI3_BATCH_ENGINE"
+_WORKER_ENV = _NO_DATA_IN_ERRORS | {TIME_LIMITS_VARIABLE: "1"}
 
 _KILL_IDLE = "spark.sql.execution.pyspark.udf.killOnIdleTimeout"
 
@@ -156,16 +160,17 @@ def engines_in_use(spark: SparkSession, slots: int) -> set[str]:
         spark: the session, within :func:`worker_settings`.
         slots: tasks that run at the same time.
     """
+    variable = LOADED_ENGINE_VARIABLE
 
-    def loaded(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
-        import sys  # the function travels to the workers alone, without this module
+    def engine(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
+        import os  # the function travels to the workers alone, without this module
 
-        engines = sys.modules.get("phi3_batch.engines.cache")
-        name = (engines and engines.loaded_engine()) or ""
+        pid, _, loaded = os.environ.get(variable, "").partition(" ")
+        name = loaded if pid == str(os.getpid()) else ""
         for batch in batches:
             yield batch.map(lambda _: name)
 
-    ask = pandas_udf(loaded, "string")  # type: ignore[call-overload]  # its stubs know no iterators
+    ask = pandas_udf(engine, "string")  # type: ignore[call-overload]  # its stubs know no iterators
     try:
         rows = spark.range(0, slots, 1, slots).select(ask(F.col("id"))).collect()
     except (PySparkException, Py4JError):  # a note in the run's record, and the run is done
@@ -179,8 +184,8 @@ def _mlflow_udf(
     params = dict(model.params)
     if model.kind is ModelKind.USAGE:
         params[USAGE_PARAM] = True
-    if choice := os.environ.get(_ENGINE_VARIABLE):
-        environment = {**environment, _ENGINE_VARIABLE: choice}
+    if choice := os.environ.get(ENGINE_VARIABLE):  # the driver's holds for its workers
+        environment = {**environment, ENGINE_VARIABLE: choice}
     try:
         with quiet_about_local_environment(), temporary_files_here():
             udf = mlflow.pyfunc.spark_udf(

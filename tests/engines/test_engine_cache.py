@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from phi3_batch.contract import ENGINE_VARIABLE, LOADED_ENGINE_VARIABLE, loaded_engine
 from phi3_batch.engines import ModelFolder, cache, get_engine, openvino, openvino_cache
-from phi3_batch.engines.choice import ENGINE_VARIABLE
 from phi3_batch.engines.int4_kernel import AMX, AVX2
 from phi3_batch.engines.openvino import MODEL_BIN, MODEL_XML, OpenVINOEngine
 from phi3_batch.errors import (
@@ -35,6 +35,7 @@ def load(path, choice="auto"):
 def nothing_loaded(monkeypatch):
     monkeypatch.setattr(cache, "_loaded", None)
     monkeypatch.delenv(ENGINE_VARIABLE, raising=False)
+    monkeypatch.delenv(LOADED_ENGINE_VARIABLE, raising=False)
 
 
 @pytest.fixture
@@ -116,9 +117,9 @@ def test_the_environment_of_a_machine_may_be_wrong(monkeypatch, tiny_folder):
 
 
 def test_what_is_loaded_can_be_asked(tiny_folder):
-    assert cache.loaded_engine() is None
+    assert loaded_engine() is None
     engine = load(tiny_folder.path)
-    assert cache.loaded_engine() == engine.name
+    assert loaded_engine() == engine.name
 
 
 def another_processor(monkeypatch):

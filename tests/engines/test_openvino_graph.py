@@ -13,9 +13,9 @@ import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
 
+from phi3_batch.contract import ENGINE_VARIABLE
 from phi3_batch.engines import ModelFolder, cache, get_engine, openvino_graph
 from phi3_batch.engines import openvino as engine_module
-from phi3_batch.engines.choice import ENGINE_VARIABLE
 from phi3_batch.engines.int4_kernel import AMX, AVX2, Instructions, fastest_here
 from phi3_batch.engines.onnxruntime_genai import OnnxRuntimeGenAIEngine
 from phi3_batch.engines.openvino import OpenVINOEngine, write_model

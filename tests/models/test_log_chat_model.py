@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import phi3_batch
+from phi3_batch.contract import model_metadata
 from phi3_batch.errors import InvalidModelError, InvalidParameterError
 
 REQUIRED = (
@@ -73,7 +74,7 @@ def test_the_signature_is_the_same_when_it_is_read_back(logged):
 
 
 def test_the_metadata_name_the_task_and_the_package(logged):
-    metadata = {"task": "llm/v1/chat", "phi3_batch": phi3_batch.__version__}
+    metadata = model_metadata(phi3_batch.__version__) | {"task": "llm/v1/chat"}
     assert logged.metadata == metadata
     assert mlflow.models.get_model_info(logged.model_uri).metadata == metadata
 

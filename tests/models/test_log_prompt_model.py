@@ -8,6 +8,7 @@ import mlflow
 import pytest
 
 import phi3_batch
+from phi3_batch.contract import loaded_engine, model_metadata
 from phi3_batch.engines import cache
 from phi3_batch.errors import InvalidModelError, InvalidParameterError
 
@@ -101,7 +102,7 @@ def test_the_input_example_is_a_prompt_that_the_signature_takes(files):
 
 
 def test_the_metadata_say_which_package_logged_it(logged):
-    assert logged.metadata == {"phi3_batch": phi3_batch.__version__}
+    assert logged.metadata == model_metadata(phi3_batch.__version__)
 
 
 def test_the_artifacts_lie_in_the_store_and_nowhere_else(logged, store_folder):
@@ -169,7 +170,7 @@ def test_the_engine_chosen_when_a_model_is_logged_travels_with_it(tiny_folder, m
     assert mlflow.get_run(info.run_id).data.params["engine"] == "onnxruntime-genai"
     monkeypatch.setattr(cache, "_loaded", None)
     mlflow.pyfunc.load_model(info.model_uri).predict({"prompt": "x"})
-    assert cache.loaded_engine().startswith("onnxruntime-genai ")
+    assert loaded_engine().startswith("onnxruntime-genai ")
 
 
 def test_an_engine_that_there_is_not_is_refused_before_anything_is_logged(tiny_folder):

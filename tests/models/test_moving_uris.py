@@ -5,7 +5,7 @@ from collections.abc import Callable
 import mlflow
 import pytest
 from mlflow import MlflowClient
-from mlflow.models import ModelSignature
+from mlflow.models import Model, ModelSignature
 from mlflow.models.model import ModelInfo
 from mlflow.types import ColSpec, Schema
 
@@ -13,7 +13,7 @@ from phi3_batch.errors import InvalidModelError
 from phi3_batch.scoring.model import FoundModel, find_model, load_model
 from tests.conftest import REPOSITORY
 
-NAME = "moving"
+NAME = "moving-uris"
 SIGNATURE = ModelSignature(Schema([ColSpec("string", "prompt")]), Schema([ColSpec("string")]))
 
 
@@ -42,15 +42,15 @@ def run_id(in_store: None) -> str:
 
 def find_while_it_moves(uri: str, move: Callable[[], object]) -> FoundModel:
     """Look a model up, and move what its URI means as soon as MLflow has answered once."""
-    look_up = mlflow.models.get_model_info
+    look_up = Model.load
     with pytest.MonkeyPatch.context() as patch:
 
-        def look_up_and_move(uri: str) -> ModelInfo:
-            info = look_up(uri)
+        def look_up_and_move(uri: str) -> Model:
+            model = look_up(uri)
             move()
-            return info
+            return model
 
-        patch.setattr(mlflow.models, "get_model_info", look_up_and_move)
+        patch.setattr(Model, "load", look_up_and_move)
         return find_model(uri)
 
 
@@ -81,5 +81,7 @@ def test_what_a_run_logs_while_a_job_starts_is_not_the_job_s(run_id: str) -> Non
 
 
 def test_a_stage_without_a_version_is_said(run_id: str) -> None:
-    with pytest.raises(InvalidModelError, match="no model models:/moving/Archived in sqlite:///"):
+    with pytest.raises(
+        InvalidModelError, match="no model models:/moving-uris/Archived in sqlite:///"
+    ):
         find_model(f"models:/{NAME}/Archived")

@@ -15,6 +15,7 @@ from mlflow.models.model import ModelInfo
 from mlflow.pyfunc import PyFuncModel
 
 import phi3_batch
+from phi3_batch.contract import model_metadata
 from phi3_batch.errors import (
     EnvironmentProblemError,
     InvalidModelError,
@@ -135,7 +136,7 @@ def test_control_tokens_in_content_are_text(
 def test_what_is_logged(pipeline_info: ModelInfo) -> None:
     assert pipeline_info.signature == chat_signature()
     assert pipeline_info.metadata == {
-        "phi3_batch": phi3_batch.__version__,
+        **model_metadata(phi3_batch.__version__),
         "task": "llm/v1/chat",
     }
     files = Path(mlflow.artifacts.download_artifacts(pipeline_info.model_uri))

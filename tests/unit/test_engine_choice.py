@@ -3,7 +3,8 @@ from typing import get_args
 import pytest
 
 from phi3_batch.cli.log import Engine
-from phi3_batch.engines.choice import ENGINE_VARIABLE, EngineChoice, check_choice, choose
+from phi3_batch.contract import ENGINE_VARIABLE
+from phi3_batch.engines.choice import EngineChoice, check_choice, choose
 from phi3_batch.errors import InvalidParameterError
 
 
