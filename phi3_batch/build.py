@@ -29,6 +29,7 @@ from phi3_batch.errors import (
     InvalidParameterError,
 )
 from phi3_batch.generation import GenerationParams, Request
+from phi3_batch.machine import available_memory_bytes
 from phi3_batch.text import ChatTemplate, Message
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
@@ -50,7 +51,6 @@ _ENVIRONMENT = {
     "GIT_DIR": os.devnull,
 }
 _BUILD_PACKAGES = ("huggingface_hub", "onnx_ir", "onnxruntime", "torch", "transformers")
-_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 _GRAPH = "model.onnx"
 _CONFIG = "config.json"
 # The builder saves what transformers makes of the tokenizer, which differs from one release of
@@ -131,7 +131,7 @@ def estimate_build(
             + (40 if has_zero_points else 17) * max(sizes)
             + 0.65e9
         ),
-        memory_available_bytes=_memory_available_bytes(),
+        memory_available_bytes=available_memory_bytes(),
         output_bytes=output_bytes,
     )
 
@@ -243,7 +243,7 @@ def check_build(folder: ModelFolder, checkpoint: Checkpoint, text: Path = SAMPLE
 
 
 def _checkpoint_perplexity(checkpoint: Checkpoint, token_ids: list[int]) -> float | None:
-    if checkpoint.memory_bytes(len(token_ids)) > _memory_available_bytes():
+    if checkpoint.memory_bytes(len(token_ids)) > available_memory_bytes():
         return None
     from phi3_batch.engines.transformers import TransformersEngine
 
@@ -321,14 +321,6 @@ def _weights(checkpoint: Checkpoint) -> tuple[list[tuple[int, int]], int]:
     except (KeyError, TypeError, ZeroDivisionError) as error:
         raise InvalidModelError(f"{file} is damaged: {type(error).__name__} {error}") from error
     return linears, embedding + rotary_tables
-
-
-def _memory_available_bytes() -> int:
-    meminfo = Path("/proc/meminfo").read_text(encoding="utf-8")
-    kib = re.search(r"^MemAvailable:\s*(\d+) kB$", meminfo, re.MULTILINE)
-    assert kib, "Linux says it since 3.14"
-    limit = _CGROUP_LIMIT.read_text(encoding="utf-8").strip() if _CGROUP_LIMIT.exists() else "max"
-    return min(int(kib[1]) * 1024, sys.maxsize if limit == "max" else int(limit))
 
 
 def _rounding(algorithm: str) -> dict[str, object]:

@@ -3,16 +3,14 @@
 import os
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
-from pathlib import Path
 from typing import NamedTuple
 
 from packaging.requirements import Requirement
 
 from phi3_batch.environment import check_java, check_python
 from phi3_batch.errors import EnvironmentProblemError, Phi3BatchError
-from phi3_batch.machine import processors
+from phi3_batch.machine import memory_bytes, processors
 
-_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 # resident size of Phi-3-mini's int4 build while OpenVINO runs it: 5.4 GB, and 1.6 GB of KV cache
 # for the 4,096 tokens that it has room for at least (see the README)
 _PHI3_MINI_GIB = 7
@@ -66,10 +64,7 @@ def _packages() -> str:
 
 
 def _memory() -> str:
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if _CGROUP_LIMIT.exists() and (limit := _CGROUP_LIMIT.read_text().strip()) != "max":
-        total = min(total, int(limit))
-    gib = total / 2**30
+    gib = memory_bytes() / 2**30
     if gib < _PHI3_MINI_GIB:
         raise EnvironmentProblemError(
             f"{gib:.1f} GiB: too little for Phi-3-mini, which takes about {_PHI3_MINI_GIB} GiB"

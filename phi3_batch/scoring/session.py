@@ -29,7 +29,7 @@ from pyspark.sql import SparkSession
 
 from phi3_batch.environment import check_java
 from phi3_batch.errors import EnvironmentProblemError, TableError
-from phi3_batch.machine import processors
+from phi3_batch.machine import children, processors
 
 _DEFAULTS = {
     "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
@@ -259,19 +259,14 @@ def _local_settings(slots: int) -> dict[str, str]:
 @contextlib.contextmanager
 def _no_jvm_left_behind() -> Iterator[None]:
     """Kill the JVM when its start is interrupted: pyspark lets it wait for ever."""
-    before = _children()
+    before = children()
     try:
         yield
     except KeyboardInterrupt:
         if SparkContext._gateway is None:  # else it ends with this process
-            for pid in _children() - before:
+            for pid in children() - before:
                 os.kill(pid, signal.SIGKILL)
         raise
-
-
-def _children() -> set[int]:
-    listed = Path(f"/proc/self/task/{threading.get_native_id()}/children")
-    return {int(pid) for pid in listed.read_text().split()} if listed.exists() else set()
 
 
 @contextlib.contextmanager

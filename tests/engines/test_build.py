@@ -200,7 +200,7 @@ def test_a_build_reads_a_text_nearly_as_well_as_its_checkpoint(built):
 
 
 def test_a_checkpoint_that_memory_has_no_room_for_is_left_out(built, monkeypatch):
-    monkeypatch.setattr(build_module, "_memory_available_bytes", lambda: 10**9)
+    monkeypatch.setattr(build_module, "available_memory_bytes", lambda: 10**9)
     assert check_build(built, Checkpoint.open(TINY_CHECKPOINT)).checkpoint_perplexity is None
 
 
@@ -404,18 +404,6 @@ def test_grouped_heads_make_a_smaller_build(tmp_path):
     all_heads = estimate_build(checkpoint_of_shape(tmp_path), 32).output_bytes
     grouped = estimate_build(checkpoint_of_shape(tmp_path, num_key_value_heads=8), 32).output_bytes
     assert all_heads - grouped == 32 * 2 * 24 * 96 * 3072 * 5 // 8
-
-
-def test_free_memory_is_the_machines_or_the_containers(tmp_path, monkeypatch):
-    checkpoint = checkpoint_of_shape(tmp_path)
-    limit = tmp_path / "memory.max"
-    monkeypatch.setattr(build_module, "_CGROUP_LIMIT", limit)
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    assert total / 100 < estimate_build(checkpoint, 32).memory_available_bytes <= total
-    limit.write_text("max\n", encoding="utf-8")
-    assert total / 100 < estimate_build(checkpoint, 32).memory_available_bytes <= total
-    limit.write_text("1000000\n", encoding="utf-8")
-    assert estimate_build(checkpoint, 32).memory_available_bytes == 1000000
 
 
 def test_a_configuration_without_a_shape_is_damaged(tmp_path):

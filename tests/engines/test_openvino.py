@@ -1,7 +1,6 @@
 """What is OpenVINO's alone: many requests at a time, and a cache that they share."""
 
 import random
-import resource
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -297,7 +296,7 @@ def test_the_cache_has_half_of_what_the_weights_leave(
     block_bytes = BLOCK_TOKENS * 2 * 4 * 6 * 32 * 2
     weights = sum((tiny_folder.path / name).stat().st_size for name in tiny_folder.files)
     available = copies * weights + kv_budget._WORK_BYTES + 2 * 1000 * block_bytes
-    monkeypatch.setattr(kv_budget, "available_bytes", lambda: available)
+    monkeypatch.setattr(kv_budget, "available_memory_bytes", lambda: available)
     monkeypatch.setattr(openvino, "instructions_for", lambda folder: by_our_kernel)
     assert new_openvino()._blocks == 1000
 
@@ -334,36 +333,6 @@ def test_an_answer_that_outgrows_the_cache_fails_alone(
     completion = one(engine, Request(nonsense(4600), endless))
     assert completion.error is None or completion.error.message == f"{NAME}: {CACHE_TOO_SMALL}"
     assert one(engine, ask(SPAIN, stop=("Madrid",))).text == "The capital of Spain is "
-
-
-def test_a_container_limit_is_what_is_available(monkeypatch, tmp_path):
-    monkeypatch.setattr(kv_budget, "_CGROUPS", tmp_path)
-    machine = kv_budget.available_bytes()
-    assert machine > 10**8
-    (tmp_path / "memory.max").write_text("max\n")
-    (tmp_path / "memory.current").write_text("60000000\n")
-    assert kv_budget.available_bytes() > 10**8
-    (tmp_path / "memory.max").write_text("100000000\n")
-    assert kv_budget.available_bytes() == 40_000_000
-    (tmp_path / "memory.stat").write_text("anon 50000000\ninactive_file 7000000\n")
-    assert kv_budget.available_bytes() == 47_000_000
-
-
-def test_an_old_container_limit_is_what_is_available(monkeypatch, tmp_path):
-    monkeypatch.setattr(kv_budget, "_CGROUPS", tmp_path)
-    (tmp_path / "memory").mkdir()
-    (tmp_path / "memory" / "memory.limit_in_bytes").write_text("100000000\n")
-    (tmp_path / "memory" / "memory.usage_in_bytes").write_text("99000000\n")
-    (tmp_path / "memory" / "memory.stat").write_text("total_inactive_file 5000000\n")
-    assert kv_budget.available_bytes() == 6_000_000
-
-
-def test_what_spark_gives_a_python_worker_is_what_is_available(monkeypatch):
-    taken = kv_budget._address_space_bytes()
-    monkeypatch.setattr(resource, "getrlimit", lambda _: (taken + 50_000_000, -1))
-    assert 0 < kv_budget.available_bytes() <= 50_000_000
-    monkeypatch.setattr(resource, "getrlimit", lambda _: (1000, -1))
-    assert kv_budget.available_bytes() == 0
 
 
 # parameters

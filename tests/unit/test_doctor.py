@@ -43,10 +43,8 @@ def test_a_missing_package_is_named_with_its_remedy(monkeypatch):
     assert found["packages"].text.startswith("mlflow is not installed: pip install 'mlflow")
 
 
-def test_a_container_with_little_memory_is_told(monkeypatch, tmp_path):
-    limit = tmp_path / "memory.max"
-    limit.write_text("2147483648\n")
-    found = findings(monkeypatch, _CGROUP_LIMIT=limit)
+def test_a_container_with_little_memory_is_told(monkeypatch):
+    found = findings(monkeypatch, memory_bytes=lambda: 2**31)
     assert not found["memory"].ok
     assert found["memory"].text.startswith("2.0 GiB: too little for Phi-3-mini")
 

@@ -1,6 +1,7 @@
-"""How many processors there are: by affinity, and by the limits of every cgroup above."""
+"""What there is of processors and memory: by affinity, and by the limits of every cgroup above."""
 
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -8,21 +9,29 @@ from pathlib import Path
 
 import pytest
 
-from phi3_batch.machine import processors
+from phi3_batch import machine
+from phi3_batch.machine import available_memory_bytes, children, memory_bytes, processors
 
 V2 = "31 23 0:28 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw"
 V1 = "31 23 0:28 / /sys/fs/cgroup/cpu,cpuacct rw shared:9 - cgroup cgroup rw,cpu,cpuacct"
+
+MEMORY_V1 = "31 23 0:28 / /sys/fs/cgroup/memory rw shared:9 - cgroup cgroup rw,memory"
+MEMINFO = "MemTotal:       24000 kB\nMemFree:          100 kB\nMemAvailable:    8000 kB"
+KIB = 1024
 
 Tree = Callable[[str, str, dict[str, str]], int]
 
 
 @pytest.fixture
-def count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tree:
-    """The processors, of eight, in a tree with this cgroup, these mounts and these files."""
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Have a machine of eight processors with this cgroup, these mounts and these files."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
+    monkeypatch.setattr(machine, "_ROOT", tmp_path)
 
-    def count(cgroup: str, mounts: str, files: dict[str, str]) -> int:
+    def make(cgroup: str, mounts: str, files: dict[str, str]) -> None:
         for name, text in {
+            "proc/meminfo": MEMINFO,
+            "proc/self/statm": "1000 900 100 1 0 500 0",
             "proc/self/cgroup": cgroup,
             "proc/self/mountinfo": f"23 1 8:1 / / rw - ext4 /dev/vda rw\n{mounts}\n",
             **{f"sys/fs/cgroup/{name}": text for name, text in files.items()},
@@ -30,7 +39,17 @@ def count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tree:
             file = tmp_path / name
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text + "\n")
-        return processors(tmp_path)
+
+    return make
+
+
+@pytest.fixture
+def count(make: Callable[..., None]) -> Tree:
+    """The processors of such a machine."""
+
+    def count(cgroup: str, mounts: str, files: dict[str, str]) -> int:
+        make(cgroup, mounts, files)
+        return processors()
 
     return count
 
@@ -90,7 +109,75 @@ def test_without_proc_or_cgroups_affinity_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 3, 5} if not process else {})
-    assert processors(tmp_path) == 3
+    monkeypatch.setattr(machine, "_ROOT", tmp_path)
+    assert processors() == 3
+
+
+@pytest.fixture
+def memory(make: Callable[..., None]) -> Callable[..., tuple[int, int]]:
+    """In KiB, the memory of such a machine, and what is available of it."""
+
+    def memory(cgroup: str, mounts: str, files: dict[str, int | str]) -> tuple[int, int]:
+        written = {
+            name: str(each * KIB if isinstance(each, int) else each) for name, each in files.items()
+        }
+        make(cgroup, mounts, written)
+        return memory_bytes() // KIB, available_memory_bytes() // KIB
+
+    return memory
+
+
+def test_the_memory_of_a_machine_without_limits(memory: Callable[..., tuple[int, int]]) -> None:
+    assert memory("0::/", V2, {}) == (24000, 8000)
+    assert memory("0::/", V2, {"memory.max": "max", "memory.current": 60}) == (24000, 8000)
+
+
+def test_the_memory_of_a_container(memory: Callable[..., tuple[int, int]]) -> None:
+    limited: dict[str, int | str] = {"memory.max": 1000, "memory.current": 600}
+    assert memory("0::/", V2, limited) == (1000, 400)
+    # files that it has read make room when asked
+    limited["memory.stat"] = f"anon {500 * KIB}\ninactive_file {70 * KIB}"
+    assert memory("0::/", V2, limited) == (1000, 470)
+    limited["memory.current"] = 1200
+    assert memory("0::/", V2, limited) == (1000, 0)
+
+
+def test_the_tightest_memory_on_the_way_up_holds(memory: Callable[..., tuple[int, int]]) -> None:
+    files = {"a/memory.max": 900, "a/memory.current": 800, "a/b/memory.max": 700}
+    assert memory("0::/a/b", V2, {**files, "a/b/memory.current": 10}) == (700, 100)
+
+
+def test_memory_of_version_1(memory: Callable[..., tuple[int, int]]) -> None:
+    files = {
+        "memory/pod/memory.limit_in_bytes": 1000,
+        "memory/pod/memory.usage_in_bytes": 990,
+        "memory/pod/memory.stat": f"total_inactive_file {50 * KIB}",
+        "memory/memory.limit_in_bytes": str(2**63 - 4096),  # none
+        "memory/memory.usage_in_bytes": 5000,
+    }
+    assert memory("5:memory:/pod\n4:cpu:/elsewhere", MEMORY_V1, files) == (1000, 60)
+
+
+def test_what_spark_gives_a_python_worker_is_what_is_available(
+    memory: Callable[..., tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = 1000 * os.sysconf("SC_PAGE_SIZE")
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (taken + 50 * KIB, -1))
+    assert memory("0::/", V2, {}) == (24000, 50)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1000, -1))
+    assert memory("0::/", V2, {}) == (24000, 0)
+
+
+def test_the_real_machine_has_memory() -> None:
+    assert 10**8 < available_memory_bytes() < memory_bytes()
+
+
+def test_a_child_is_seen_until_it_ends() -> None:
+    before = children()
+    with subprocess.Popen(["sleep", "60"]) as child:
+        assert children() - before == {child.pid}
+        child.kill()
+    assert children() == before
 
 
 def test_a_real_process_that_is_held_to_one_processor() -> None:
@@ -98,7 +185,8 @@ def test_a_real_process_that_is_held_to_one_processor() -> None:
 import os
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 from phi3_batch.engines.threads import thread_count
-from phi3_batch.machine import processors
+from phi3_batch import machine
+from phi3_batch.machine import available_memory_bytes, children, memory_bytes, processors
 print(processors(), thread_count())
 """
     environment = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}

@@ -19,7 +19,7 @@ MODEL = ScoringModel(
     params={},
     defaults={},
     model_id=None,
-    python_model=None,
+    plannable=None,
 )
 
 
