@@ -28,8 +28,8 @@ from rich.console import Console
 from rich.table import Table
 
 from phi3_batch.build import build_int4
-from phi3_batch.engines import ModelFolder
-from phi3_batch.engines.openvino_int4 import instructions_for
+from phi3_batch.engines.ov.int4 import instructions_for
+from phi3_batch.model_files import ModelFolder
 
 PROMPTS, PROMPT_TOKENS = 8, 128
 OTHER_BLOCKS = RANDOM_PHI3.with_name("phi3-mini-8-layers-int4-block-128")

@@ -13,8 +13,9 @@ import numpy as np
 from random_phi3 import END_ID
 from workloads import Row
 
-from phi3_batch.engines import Engine, ModelFolder
+from phi3_batch.engines import Engine
 from phi3_batch.machine import processors
+from phi3_batch.model_files import ModelFolder
 
 if TYPE_CHECKING:
     from openvino_genai import ContinuousBatchingPipeline
@@ -84,7 +85,7 @@ class OurOnnxRuntime(OurEngine):
     keep_prefix = True
 
     def __init__(self, model: Path) -> None:
-        from phi3_batch.engines.onnxruntime_genai import OnnxRuntimeGenAIEngine
+        from phi3_batch.engines.onnxruntime.engine import OnnxRuntimeGenAIEngine
 
         folder = ModelFolder.open(model)
         self._engine = OnnxRuntimeGenAIEngine(folder, keep_prefix=self.keep_prefix)
@@ -187,8 +188,8 @@ class OurOpenVINO(OurEngine):
     def __init__(self, model: Path) -> None:
         from openvino_model import openvino_model
 
-        from phi3_batch.engines.openvino import OpenVINOEngine
-        from phi3_batch.engines.openvino_int4 import instructions_for
+        from phi3_batch.engines.ov.engine import OpenVINOEngine
+        from phi3_batch.engines.ov.int4 import instructions_for
 
         folder = ModelFolder.open(model)
         converted = openvino_model(folder, instructions_for(folder))
@@ -211,7 +212,7 @@ class RawOpenVINO(Contender):
     def __init__(self, model: Path) -> None:
         from openvino_model import openvino_model
 
-        from phi3_batch.engines.openvino_runtime import openvino, openvino_genai
+        from phi3_batch.engines.ov.runtime import openvino, openvino_genai
 
         self._tensor, self._config_type = openvino.Tensor, openvino_genai.GenerationConfig
         scheduling = openvino_genai.SchedulerConfig()

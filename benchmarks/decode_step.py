@@ -19,7 +19,7 @@ from random_phi3 import LAYERS, random_phi3
 from rich.console import Console
 from rich.table import Table
 
-from phi3_batch.engines import ModelFolder
+from phi3_batch.model_files import ModelFolder
 
 CONTEXT = 192
 DECODED_CONTEXT = 128  # tokens in the cache of a row that is being decoded

@@ -32,7 +32,8 @@ from rich.console import Console
 from rich.table import Table
 from workloads import workload
 
-from phi3_batch.engines import Manifest, ModelFolder, get_engine
+from phi3_batch.engines import get_engine
+from phi3_batch.model_files import Manifest, ModelFolder
 
 FULL_LAYERS = 32
 # in this order: what each is called, the engine, and how many of W's rows it answers

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from random_phi3 import HERE
 
-from phi3_batch.engines import ModelFolder
-from phi3_batch.engines.int4_kernel import Instructions
-from phi3_batch.engines.openvino import write_model
-from phi3_batch.engines.openvino_graph import CONVERTER_VERSION, convert
+from phi3_batch.engines.ov.engine import write_model
+from phi3_batch.engines.ov.graph import CONVERTER_VERSION, convert
+from phi3_batch.engines.ov.int4_kernel import Instructions
+from phi3_batch.model_files import ModelFolder
 
 CONVERTED = HERE / ".models" / f"phi3-mini-8-layers-openvino-{CONVERTER_VERSION}"
 

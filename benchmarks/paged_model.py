@@ -11,16 +11,16 @@ from pathlib import Path
 import numpy as np
 from contenders import THREADS
 
-from phi3_batch.engines.kv_budget import BLOCK_TOKENS
-from phi3_batch.engines.openvino import MODEL_XML, kv_cache_precision
-from phi3_batch.engines.openvino_int4 import (
+from phi3_batch.engines.ov.engine import MODEL_XML, kv_cache_precision
+from phi3_batch.engines.ov.int4 import (
     EXTENSION,
     SAMPLED_TOKENS,
     gather_sampled_tokens,
     kept_layers,
     use_threads,
 )
-from phi3_batch.engines.openvino_runtime import openvino
+from phi3_batch.engines.ov.kv_budget import BLOCK_TOKENS
+from phi3_batch.engines.ov.runtime import openvino
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,15 @@ import numpy as np
 from contenders import THREADS
 from llvmlite import ir
 
-from phi3_batch.engines.amx_tiles import (
+from phi3_batch.engines.ov.amx_tiles import (
     TILE_BYTES,
     every_tile_whole,
     load_tile,
     tile_op,
 )
-from phi3_batch.engines.int4_kernel import AMX, fastest_here
-from phi3_batch.engines.llvm_ir import Code, at, function, i64, loop
-from phi3_batch.engines.openvino_runtime import openvino
+from phi3_batch.engines.ov.int4_kernel import AMX, fastest_here
+from phi3_batch.engines.ov.llvm_ir import Code, at, function, i64, loop
+from phi3_batch.engines.ov.runtime import openvino
 
 # as many tokens at once as a large prefill, through linear layers like Phi-3-mini's gate-up
 TOKENS, WIDTH, PRODUCTS = 512, 4096, 2

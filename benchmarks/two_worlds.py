@@ -19,10 +19,11 @@ from pathlib import Path
 
 from random_phi3 import HERE, build
 
-from phi3_batch.engines import Checkpoint, Engine, ModelFolder
-from phi3_batch.engines.onnxruntime_genai import OnnxRuntimeGenAIEngine
-from phi3_batch.engines.transformers import TransformersEngine
+from phi3_batch.engines import Engine
+from phi3_batch.engines.onnxruntime.engine import OnnxRuntimeGenAIEngine
+from phi3_batch.engines.torch.engine import TransformersEngine
 from phi3_batch.generation import GenerationParams, Request
+from phi3_batch.model_files import Checkpoint, ModelFolder
 
 # ids of the tokenizer's characters and merges
 FIRST_ID, LAST_ID = 259, 999

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from phi3_batch.engines import Checkpoint, ModelFolder
+from phi3_batch.engines import registry
 from phi3_batch.engines.perplexity import SAMPLE_TEXT, perplexity, read_text
 from phi3_batch.errors import (
     EngineError,
@@ -30,6 +30,7 @@ from phi3_batch.errors import (
 )
 from phi3_batch.generation import GenerationParams, Request
 from phi3_batch.machine import available_memory_bytes
+from phi3_batch.model_files import Checkpoint, ModelFolder
 from phi3_batch.text import ChatTemplate, Message
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
@@ -224,7 +225,7 @@ def check_build(folder: ModelFolder, checkpoint: Checkpoint, text: Path = SAMPLE
         InvalidParameterError: the text cannot be read, or is too short.
     """
     # not by get_engine, which would keep the engine until the process ends
-    from phi3_batch.engines.onnxruntime_genai import OnnxRuntimeGenAIEngine
+    from phi3_batch.engines.onnxruntime.engine import OnnxRuntimeGenAIEngine
 
     ids = read_text(text, folder.tokenizer)
     engine = OnnxRuntimeGenAIEngine(folder)
@@ -243,9 +244,9 @@ def check_build(folder: ModelFolder, checkpoint: Checkpoint, text: Path = SAMPLE
 
 
 def _checkpoint_perplexity(checkpoint: Checkpoint, token_ids: list[int]) -> float | None:
-    if checkpoint.memory_bytes(len(token_ids)) > available_memory_bytes():
+    if registry.memory_bytes(checkpoint, len(token_ids)) > available_memory_bytes():
         return None
-    from phi3_batch.engines.transformers import TransformersEngine
+    from phi3_batch.engines.torch.engine import TransformersEngine
 
     return perplexity(TransformersEngine(checkpoint), token_ids, checkpoint.context_length)
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from packaging.requirements import Requirement
 
+from phi3_batch.engines.registry import CHECKPOINT_ENGINES, ONNX_ENGINES
 from phi3_batch.environment import check_java, check_python
 from phi3_batch.errors import EnvironmentProblemError, Phi3BatchError
 from phi3_batch.machine import memory_bytes, processors
@@ -30,6 +31,7 @@ def check_all() -> Iterator[Finding]:
     java = _try("java", lambda: str(check_java()))
     yield java
     yield _try("packages", _packages)
+    yield _try("engines", _engines)
     yield _try("processors", lambda: f"{processors()} for this process")
     yield _try("memory", _memory)
     yield _try("model store", _model_store)
@@ -61,6 +63,17 @@ def _packages() -> str:
             )
         found.append(f"{requirement.name} {installed}")
     return ", ".join(found)
+
+
+def _engines() -> str:
+    """One of the engines that run ONNX builds is there; what the others lack is said."""
+    missing = {spec.name: spec.find_missing() for spec in (*ONNX_ENGINES, *CHECKPOINT_ENGINES)}
+    said = "; ".join(
+        f"{name} (not here: {lacks})" if lacks else name for name, lacks in missing.items()
+    )
+    if all(missing[spec.name] for spec in ONNX_ENGINES):
+        raise EnvironmentProblemError(f"nothing runs an ONNX build: {said}")
+    return said
 
 
 def _memory() -> str:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from phi3_batch.engines import Engine, ModelFolder, get_engine
+from phi3_batch.engines import Engine, get_engine
+from phi3_batch.model_files import ModelFolder
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SAMPLE_DATA = REPOSITORY / "sample_data"

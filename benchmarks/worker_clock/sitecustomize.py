@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-ENGINE = "phi3_batch.engines.openvino"
+ENGINE = "phi3_batch.engines.ov.engine"
 
 
 class ClockingFinder(MetaPathFinder):

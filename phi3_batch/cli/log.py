@@ -1,6 +1,5 @@
 """The commands ``phi3-batch log …``."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,6 +7,8 @@ import typer
 
 from phi3_batch.cli.console import out, status
 from phi3_batch.cli.values import CheckedCommand
+from phi3_batch.engines.registry import AUTO, CHOICES, check_choice
+from phi3_batch.errors import InvalidParameterError
 
 if TYPE_CHECKING:  # the commands import what they need: --help must not wait for mlflow
     from mlflow.models.model import ModelInfo
@@ -26,19 +27,20 @@ _Alias = Annotated[
 _Name = Annotated[str, typer.Option(help="Name of the logged model.")]
 
 
-class Engine(StrEnum):
-    """What is to run an ONNX build."""
-
-    auto = "auto"
-    openvino = "openvino"
-    onnxruntime_genai = "onnxruntime-genai"
+def _known_engine(name: str) -> str:
+    try:
+        return check_choice(name)
+    except InvalidParameterError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 _Engine = Annotated[
-    Engine,
+    str,
     typer.Option(
+        parser=_known_engine,
+        metavar=f"<{'|'.join(CHOICES)}>",
         help="What runs the model; auto is OpenVINO where that can. PHI3_BATCH_ENGINE in an"
-        " executor's environment overrides it."
+        " executor's environment overrides it.",
     ),
 ]
 
@@ -49,13 +51,13 @@ def log_prompt(
     register: _Register = None,
     alias: _Alias = None,
     name: _Name = "phi3-prompt",
-    engine: _Engine = Engine.auto,
+    engine: _Engine = AUTO,
 ) -> None:
     """Log a model that completes raw prompts: a column `prompt` in, text out."""
     from phi3_batch.models.log import log_prompt_model
 
     info = log_prompt_model(
-        model_dir, name=name, registered_model_name=register, alias=alias, engine=engine.value
+        model_dir, name=name, registered_model_name=register, alias=alias, engine=engine
     )
     _print_logged(info, register, alias)
 
@@ -66,13 +68,13 @@ def log_chat(
     register: _Register = None,
     alias: _Alias = None,
     name: _Name = "phi3-chat",
-    engine: _Engine = Engine.auto,
+    engine: _Engine = AUTO,
 ) -> None:
     """Log a model that answers chats: `messages` in, chat completions out."""
     from phi3_batch.models.log import log_chat_model
 
     info = log_chat_model(
-        model_dir, name=name, registered_model_name=register, alias=alias, engine=engine.value
+        model_dir, name=name, registered_model_name=register, alias=alias, engine=engine
     )
     _print_logged(info, register, alias)
 

@@ -105,8 +105,8 @@ def build(
 ) -> None:
     """Build the int4 ONNX folder that `log prompt` and `log chat` take, of a checkpoint."""
     from phi3_batch import build as builder
-    from phi3_batch.engines import Checkpoint
     from phi3_batch.engines.perplexity import SAMPLE_TEXT, read_text
+    from phi3_batch.model_files import Checkpoint
 
     text = text or SAMPLE_TEXT
     builder.check_options(
@@ -147,7 +147,7 @@ def build(
 
 
 def doctor() -> None:
-    """Check this machine: Python, Java, packages, Delta, processors, memory, model store."""
+    """Check this machine: Python, Java, packages, engines, Delta, processors, memory, model store."""
     from phi3_batch.doctor import check_all
 
     failed = 0

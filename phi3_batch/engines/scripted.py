@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Sequence
 
-from phi3_batch.engines.base import CompletionBuilder, Engine, Limits
+from phi3_batch.engines.base import CompletionBuilder, Engine
 from phi3_batch.errors import RowErrorCode
 from phi3_batch.generation import Completion, Request
+from phi3_batch.model_files import Limits
 from phi3_batch.text import Tokenizer
 
 

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from phi3_batch.contract import TIME_LIMITS_VARIABLE
-from phi3_batch.engines.base import Limits
 from phi3_batch.generation import Request
+from phi3_batch.model_files import Limits
 
 # Phi-3-mini reads some 60 tokens and writes 9 a second on two cores: this is 15 times as long.
 _SECONDS = 120.0

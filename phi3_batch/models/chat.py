@@ -12,8 +12,8 @@ import pandas as pd
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from phi3_batch.contract import COMPLETION_OBJECT, ERROR_OBJECT, error_reason
-from phi3_batch.engines import Limits, ModelFolder
 from phi3_batch.generation import Completion, GenerationParams, Request, RowError, Usage
+from phi3_batch.model_files import Limits, ModelFolder
 from phi3_batch.models.chats import Chat, parse_chat, parse_params
 from phi3_batch.models.examine import examine_rows, most_bytes
 from phi3_batch.models.seeds import with_own_seeds

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
-from phi3_batch.engines import Limits
 from phi3_batch.generation import Request, RowError
+from phi3_batch.model_files import Limits
 from phi3_batch.text import Tokenizer
 
 _COLUMNS = ["prompt_tokens", "max_tokens", "error"]

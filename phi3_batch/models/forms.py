@@ -2,9 +2,9 @@
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,10 @@ from mlflow.models import ModelSignature
 
 import phi3_batch
 from phi3_batch.contract import CHAT_TASK, MESSAGES_INPUT, PROMPT_INPUT, model_metadata
-from phi3_batch.engines import Checkpoint, Manifest, ModelFolder
+from phi3_batch.engines.registry import CHECKPOINT_ENGINES, ONNX_ENGINES
+from phi3_batch.engines.spec import EngineSpec
 from phi3_batch.errors import InvalidModelError
+from phi3_batch.model_files import Checkpoint, Manifest, ModelFolder
 from phi3_batch.models.signatures import chat_signature, prompt_signature
 from phi3_batch.models.weights import (
     CHECKPOINT_ARTIFACT,
@@ -23,20 +25,8 @@ from phi3_batch.models.weights import (
 )
 from phi3_batch.text import CHAT_TOKENS, missing_tokens
 
-# What the models import when they are loaded. torch is not among the ONNX models', and must not be.
-_PACKAGES = ("mlflow", "tokenizers", "pandas", "numpy", "platformdirs")
-_ONNX_PACKAGES = (
-    *_PACKAGES,
-    "filelock",
-    "llvmlite",
-    "onnxruntime",
-    "onnxruntime-genai",
-    "openvino-genai",
-    "xxhash",
-)
-_PIPELINE_PACKAGES = (*_PACKAGES, "filelock", "torch", "transformers")
-# There are none of it for other processors, and the model does without.
-_X86_ALONE = frozenset({"llvmlite", "openvino-genai"})
+# What the models import when they are loaded, beside what their engines do.
+_PACKAGES = ("mlflow", "tokenizers", "pandas", "numpy", "platformdirs", "filelock")
 
 _PROMPT_EXAMPLE = {PROMPT_INPUT: "<|user|>\nWhat is the capital of Spain?<|end|>\n<|assistant|>\n"}
 _CHAT_EXAMPLE = {
@@ -53,7 +43,7 @@ class Form:
     Attributes:
         code_file: the models-from-code file beside this one.
         artifact: under which the model folder is stored.
-        packages: what the model imports.
+        engines: that may run the model, which then imports their packages.
         signature: of its predict.
         input_example: one call of it.
         task: in the model's metadata, where MLflow has a name for it.
@@ -61,21 +51,21 @@ class Form:
 
     code_file: str
     artifact: str
-    packages: tuple[str, ...]
+    engines: Sequence[EngineSpec[ModelFolder]] | Sequence[EngineSpec[Checkpoint]]
     signature: ModelSignature
     input_example: dict[str, Any]
     task: str | None = None
 
     @property
     def requirements(self) -> list[str]:
-        """The packages, pinned to the versions that are installed."""
-        pinned = []
-        for name in self.packages:
-            if name not in _X86_ALONE:
-                pinned.append(f"{name}=={version(name)}")
+        """What the model imports, pinned to the versions that are installed."""
+        pinned = [f"{name}=={version(name)}" for name in _PACKAGES]
+        for engine in self.engines:
+            marker = " or ".join(f"platform_machine == '{name}'" for name in engine.machines)
+            if engine.find_missing():  # of several: one of them has to be there
                 continue
-            with contextlib.suppress(PackageNotFoundError):
-                pinned.append(f"{name}=={version(name)}; platform_machine == 'x86_64'")
+            for name in engine.packages:
+                pinned.append(f"{name}=={version(name)}{marker and '; '}{marker}")
         return pinned
 
     def check(self, folder: ModelFolder | Checkpoint, called: str = "") -> None:
@@ -145,13 +135,13 @@ class Form:
 def prompt_form(*, params: bool) -> Form:
     """ONNX int4, raw prompts; ``params`` as in :func:`prompt_signature`."""
     signature = prompt_signature(params=params)
-    return Form("prompt_code.py", MODEL_ARTIFACT, _ONNX_PACKAGES, signature, _PROMPT_EXAMPLE)
+    return Form("prompt_code.py", MODEL_ARTIFACT, ONNX_ENGINES, signature, _PROMPT_EXAMPLE)
 
 
 def chat_form() -> Form:
     """ONNX int4, chats."""
     return Form(
-        "chat_code.py", MODEL_ARTIFACT, _ONNX_PACKAGES, chat_signature(), _CHAT_EXAMPLE, CHAT_TASK
+        "chat_code.py", MODEL_ARTIFACT, ONNX_ENGINES, chat_signature(), _CHAT_EXAMPLE, CHAT_TASK
     )
 
 
@@ -160,7 +150,7 @@ def pipeline_form() -> Form:
     return Form(
         "pipeline_code.py",
         CHECKPOINT_ARTIFACT,
-        _PIPELINE_PACKAGES,
+        CHECKPOINT_ENGINES,
         chat_signature(),
         _CHAT_EXAMPLE,
         CHAT_TASK,

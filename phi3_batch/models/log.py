@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import mlflow
 from mlflow.models.model import ModelInfo
 
-from phi3_batch.engines import Checkpoint, EngineChoice, Manifest, ModelFolder, check_choice
-from phi3_batch.engines.checkpoint import require_torch
+from phi3_batch.engines import check_choice
+from phi3_batch.engines.registry import AUTO
+from phi3_batch.model_files import Checkpoint, Manifest, ModelFolder
+from phi3_batch.model_files.checkpoint import require_torch
 from phi3_batch.models.chat import chat_config
 from phi3_batch.models.forms import Form, chat_form, pipeline_form, prompt_form
 from phi3_batch.models.names import check_names
@@ -27,7 +29,7 @@ def log_prompt_model(
     registered_model_name: str | None = None,
     alias: str | None = None,
     params: bool = True,
-    engine: EngineChoice = "auto",
+    engine: str = AUTO,
 ) -> ModelInfo:
     """Log an int4 ONNX build of Phi-3 as a model that completes raw prompts.
 
@@ -68,7 +70,7 @@ def log_chat_model(
     registered_model_name: str | None = None,
     alias: str | None = None,
     model_config: Mapping[str, Any] | None = None,
-    engine: EngineChoice = "auto",
+    engine: str = AUTO,
 ) -> ModelInfo:
     """Log an int4 ONNX build of Phi-3 as a model that answers chats.
 
@@ -164,7 +166,7 @@ def _log(
     registered_model_name: str | None,
     alias: str | None,
     model_config: dict[str, Any] | None = None,
-    engine: EngineChoice | None = None,
+    engine: str | None = None,
 ) -> ModelInfo:
     manifest = folder.read_manifest()
     _log_params(name, _describe(folder, manifest) | ({"engine": engine} if engine else {}))

@@ -10,9 +10,9 @@ from typing import Any
 
 from mlflow.pyfunc.model import PythonModelContext
 
-from phi3_batch.engines import Checkpoint
-from phi3_batch.engines.checkpoint import require_torch
 from phi3_batch.errors import InvalidParameterError
+from phi3_batch.model_files import Checkpoint
+from phi3_batch.model_files.checkpoint import require_torch
 from phi3_batch.models.chat import ChatModel
 from phi3_batch.models.weights import CHECKPOINT_ARTIFACT, LoggedWeights
 

@@ -9,8 +9,9 @@ import pandas as pd
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from phi3_batch.contract import PROMPT_INPUT, USAGE_COLUMNS, USAGE_PARAM
-from phi3_batch.engines import Engine, Limits, ModelFolder
+from phi3_batch.engines import Engine
 from phi3_batch.generation import Completion, GenerationParams, Request, RowError
+from phi3_batch.model_files import Limits, ModelFolder
 from phi3_batch.models.examine import examine_rows, most_bytes
 from phi3_batch.models.seeds import with_own_seeds
 from phi3_batch.models.weights import MODEL_ARTIFACT, LoggedWeights

@@ -15,9 +15,9 @@ from mlflow.models.model import ModelInfo
 from transformers import Pipeline
 
 from phi3_batch.contract import CHAT_TASK
-from phi3_batch.engines import Checkpoint
-from phi3_batch.engines.transformers import quiet_transformers
+from phi3_batch.engines.torch.engine import quiet_transformers
 from phi3_batch.errors import InvalidModelError
+from phi3_batch.model_files import Checkpoint
 from phi3_batch.models.forms import pipeline_form
 
 

@@ -9,9 +9,10 @@ from typing import TypeVar
 from mlflow.pyfunc.model import PythonModelContext
 
 from phi3_batch import scratch
-from phi3_batch.engines import Checkpoint, Engine, Manifest, ModelFolder, choose, get_engine
+from phi3_batch.engines import Engine, choose, get_engine, registry
 from phi3_batch.engines.base import first_line
 from phi3_batch.errors import InvalidModelError
+from phi3_batch.model_files import Checkpoint, Manifest, ModelFolder
 
 MODEL_ARTIFACT = "phi3-mini-onnx"
 CHECKPOINT_ARTIFACT = "checkpoint"
@@ -80,9 +81,7 @@ class LoggedWeights:
 
     def memory_bytes(self, tokens: int) -> int:
         """About what a process takes that runs the model, for requests of so many tokens."""
-        if isinstance(self.folder, Checkpoint):
-            return self.folder.memory_bytes(tokens)
-        return self.folder.memory_bytes(tokens, choose(self.engine_choice))
+        return registry.memory_bytes(self.folder, tokens, choose(self.engine_choice))
 
 
 def _read(context: PythonModelContext, artifact: str, parse: Callable[[str], _T]) -> _T:

@@ -12,8 +12,8 @@ from pathlib import Path
 import mlflow
 from mlflow.models import Model
 
-from phi3_batch.engines import Checkpoint
 from phi3_batch.errors import EnvironmentProblemError, InvalidModelError
+from phi3_batch.model_files import Checkpoint
 from phi3_batch.models.chat import chat_config
 from phi3_batch.models.forms import pipeline_form
 from phi3_batch.models.pipeline import params_from_transformers

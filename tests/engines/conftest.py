@@ -8,12 +8,13 @@ from pathlib import Path
 import onnxruntime_genai as og
 import pytest
 
-from phi3_batch.engines import Engine, ModelFolder
-from phi3_batch.engines.onnxruntime_genai import OnnxRuntimeGenAIEngine
-from phi3_batch.engines.openvino import OpenVINOEngine, write_model
-from phi3_batch.engines.openvino_graph import convert
-from phi3_batch.engines.openvino_int4 import instructions_for
+from phi3_batch.engines import Engine
+from phi3_batch.engines.onnxruntime.engine import OnnxRuntimeGenAIEngine
+from phi3_batch.engines.ov.engine import OpenVINOEngine, write_model
+from phi3_batch.engines.ov.graph import convert
+from phi3_batch.engines.ov.int4 import instructions_for
 from phi3_batch.generation import Completion, GenerationParams, Request
+from phi3_batch.model_files import ModelFolder
 from tests.engines.random_builds import build_all
 
 SPAIN = "What is the capital of Spain?"

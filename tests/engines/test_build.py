@@ -22,9 +22,7 @@ from safetensors.numpy import load_file, save_file
 from phi3_batch import build as build_module
 from phi3_batch.build import build_int4, check_build, estimate_build, fetch_checkpoint
 from phi3_batch.cli import main
-from phi3_batch.engines import Checkpoint, ModelFolder
-from phi3_batch.engines.memory import Dimensions
-from phi3_batch.engines.onnxruntime_genai import OnnxRuntimeGenAIEngine
+from phi3_batch.engines.onnxruntime.engine import OnnxRuntimeGenAIEngine
 from phi3_batch.engines.perplexity import SAMPLE_TEXT, perplexity, read_text
 from phi3_batch.errors import (
     EngineError,
@@ -33,6 +31,7 @@ from phi3_batch.errors import (
     InvalidParameterError,
 )
 from phi3_batch.generation import Request
+from phi3_batch.model_files import Checkpoint, Dimensions, ModelFolder
 from tests.conftest import REPOSITORY, TINY_CHECKPOINT
 
 # microsoft/Phi-3-mini-4k-instruct, config.json

@@ -8,15 +8,19 @@ from pathlib import Path
 import pytest
 
 from phi3_batch.contract import ENGINE_VARIABLE, LOADED_ENGINE_VARIABLE, loaded_engine
-from phi3_batch.engines import ModelFolder, cache, get_engine, openvino, openvino_cache
-from phi3_batch.engines.int4_kernel import AMX, AVX2
-from phi3_batch.engines.openvino import MODEL_BIN, MODEL_XML, OpenVINOEngine
+from phi3_batch.engines import get_engine, spec
+from phi3_batch.engines import process as cache
+from phi3_batch.engines.ov import cache as openvino_cache
+from phi3_batch.engines.ov import engine as openvino
+from phi3_batch.engines.ov.engine import MODEL_BIN, MODEL_XML, OpenVINOEngine
+from phi3_batch.engines.ov.int4_kernel import AMX, AVX2
 from phi3_batch.errors import (
     EngineError,
     InvalidModelError,
     InvalidParameterError,
     UnsupportedModelError,
 )
+from phi3_batch.model_files import ModelFolder
 
 OPENVINO, ONNXRUNTIME = "openvino-genai ", "onnxruntime-genai "
 
@@ -93,7 +97,7 @@ def test_a_model_that_cannot_be_loaded_leaves_the_way_free_for_the_next(tiny_fol
 
 def test_loading_is_logged_with_its_time(caplog, tiny_folder, another_build):
     load(tiny_folder.path)
-    with caplog.at_level(logging.INFO, "phi3_batch.engines.cache"):
+    with caplog.at_level(logging.INFO, "phi3_batch.engines.process"):
         load(another_build)
         load(another_build)
     assert len(caplog.messages) == 1
@@ -124,11 +128,21 @@ def test_what_is_loaded_can_be_asked(tiny_folder):
 
 def another_processor(monkeypatch):
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
-    return "OpenVINO was tried on x86-64 alone, and this is aarch64"
+    return "there is no openvino for aarch64"
 
 
-def missing_package(monkeypatch):
-    monkeypatch.setitem(sys.modules, "phi3_batch.engines.openvino", None)
+def not_installed(monkeypatch):
+    def version(name):
+        if name == "openvino-genai":
+            raise spec.PackageNotFoundError(name)
+        return "1"
+
+    monkeypatch.setattr(spec, "version", version)
+    return "openvino-genai is not installed"
+
+
+def broken_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "phi3_batch.engines.ov.engine", None)
     return "OpenVINO cannot be imported"
 
 
@@ -148,7 +162,7 @@ def nowhere_to_write(monkeypatch):
     return "OpenVINO's model cannot be written: No space left on device"
 
 
-PROBLEMS = [another_processor, missing_package, unknown_graph, nowhere_to_write]
+PROBLEMS = [another_processor, not_installed, broken_package, unknown_graph, nowhere_to_write]
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)

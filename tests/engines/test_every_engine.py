@@ -5,9 +5,9 @@ from collections import Counter
 
 import pytest
 
-from phi3_batch.engines import ModelFolder
 from phi3_batch.errors import EngineError, RowErrorCode
 from phi3_batch.generation import GenerationParams, Request, Usage
+from phi3_batch.model_files import ModelFolder
 from tests.engines.conftest import FRANCE, MADRID, PARIS, SPAIN, one
 
 

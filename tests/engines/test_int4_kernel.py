@@ -8,8 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from phi3_batch.engines import amx_tiles, int4_kernel
-from phi3_batch.engines.int4_kernel import (
+from phi3_batch.engines.ov import amx_tiles, int4_kernel
+from phi3_batch.engines.ov.engine import OpenVINOEngine, write_model
+from phi3_batch.engines.ov.graph import convert
+from phi3_batch.engines.ov.int4 import Int4Linear
+from phi3_batch.engines.ov.int4_kernel import (
     AMX,
     AVX2,
     Instructions,
@@ -17,9 +20,6 @@ from phi3_batch.engines.int4_kernel import (
     fastest_here,
     output_count,
 )
-from phi3_batch.engines.openvino import OpenVINOEngine, write_model
-from phi3_batch.engines.openvino_graph import convert
-from phi3_batch.engines.openvino_int4 import Int4Linear
 from phi3_batch.generation import GenerationParams, Request
 
 # K, and N in tiles: one block and tile, and more tiles than threads have parts

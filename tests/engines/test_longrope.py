@@ -13,12 +13,12 @@ import onnx
 import onnxruntime_genai as og
 import pytest
 
-from phi3_batch.engines import ModelFolder
-from phi3_batch.engines.longrope import find_switch
-from phi3_batch.engines.onnxruntime_genai import OnnxRuntimeGenAIEngine
+from phi3_batch.engines.onnxruntime.engine import OnnxRuntimeGenAIEngine
 from phi3_batch.engines.sampling import choose_token
 from phi3_batch.errors import EngineError
 from phi3_batch.generation import GenerationParams, Request
+from phi3_batch.model_files import ModelFolder
+from phi3_batch.model_files.longrope import find_switch
 from tests.conftest import REPOSITORY
 from tests.engines.conftest import one
 

@@ -4,10 +4,11 @@ import sys
 import onnxruntime_genai as og
 import pytest
 
-from phi3_batch.engines import Limits, ModelFolder, threads
-from phi3_batch.engines.onnxruntime_genai import OnnxRuntimeGenAIEngine
+from phi3_batch.engines import threads
+from phi3_batch.engines.onnxruntime.engine import OnnxRuntimeGenAIEngine
 from phi3_batch.errors import EngineError, RowErrorCode
 from phi3_batch.generation import GenerationParams, Request, Usage
+from phi3_batch.model_files import Limits, ModelFolder
 from tests.engines.conftest import FRANCE, MADRID, PARIS, SPAIN, one
 
 BEYOND_THE_VOCABULARY = Request((1010, 5000, 1007, 1001))
@@ -178,7 +179,7 @@ def test_the_runtime_sends_no_telemetry():
 import onnxruntime_genai as og
 calls = []
 og.disable_telemetry_events = lambda: calls.append("disabled")
-import phi3_batch.engines.onnxruntime_genai
+import phi3_batch.engines.onnxruntime.engine
 print(calls)
 """
     answer = subprocess.run(

@@ -9,17 +9,19 @@ from importlib.metadata import version
 
 import pytest
 
-from phi3_batch.engines import Limits, kv_budget, openvino
-from phi3_batch.engines.int4_kernel import AVX2
-from phi3_batch.engines.kv_budget import BLOCK_TOKENS, blocks_for, cache_blocks
-from phi3_batch.engines.openvino import MODEL_BIN, MODEL_XML, OpenVINOEngine, write_model
-from phi3_batch.engines.openvino_graph import convert
-from phi3_batch.engines.openvino_int4 import instructions_for
-from phi3_batch.engines.openvino_row import CACHE_TOO_SMALL, Companions, generation_config
-from phi3_batch.engines.openvino_runtime import ContinuousBatchingPipeline
+from phi3_batch.engines.ov import engine as openvino
+from phi3_batch.engines.ov import kv_budget
+from phi3_batch.engines.ov.engine import MODEL_BIN, MODEL_XML, OpenVINOEngine, write_model
+from phi3_batch.engines.ov.graph import convert
+from phi3_batch.engines.ov.int4 import instructions_for
+from phi3_batch.engines.ov.int4_kernel import AVX2
+from phi3_batch.engines.ov.kv_budget import BLOCK_TOKENS, blocks_for, cache_blocks
+from phi3_batch.engines.ov.row import CACHE_TOO_SMALL, Companions, generation_config
+from phi3_batch.engines.ov.runtime import ContinuousBatchingPipeline
 from phi3_batch.engines.threads import thread_count
 from phi3_batch.errors import EngineError, RowErrorCode
 from phi3_batch.generation import GenerationParams, Request, Usage
+from phi3_batch.model_files import Limits
 from tests.engines.conftest import FRANCE, MADRID, PARIS, SPAIN, one
 
 NAME = f"openvino-genai {version('openvino-genai')}"
@@ -409,7 +411,7 @@ def test_a_request_on_which_a_step_fails_fails_alone(fragile, new_openvino, ask)
 
 def test_what_was_answered_before_a_step_failed_is_kept(fragile, new_openvino, ask, monkeypatch):
     engine = new_openvino()
-    monkeypatch.setattr("phi3_batch.engines.openvino_batch.ROWS", 1)
+    monkeypatch.setattr("phi3_batch.engines.ov.batch.ROWS", 1)
     bad = ask("What is the capital of Chile?", max_tokens=1)
     fragile.prompts = (bad.prompt_ids,)
     completions = engine.generate([bad, ask(SPAIN)])  # the one that may take longer comes first
@@ -424,7 +426,7 @@ def test_a_request_that_the_runtime_refuses_fails_alone(openvino_engine, monkeyp
             config.max_new_tokens = 0
         return config
 
-    monkeypatch.setattr("phi3_batch.engines.openvino_row.generation_config", refuse)
+    monkeypatch.setattr("phi3_batch.engines.ov.row.generation_config", refuse)
     completions = openvino_engine.generate([ask(SPAIN), ask(SPAIN, seed=13), ask(FRANCE)])
     assert [completion.text for completion in completions] == [MADRID, "", PARIS]
     assert completions[1].error.code is RowErrorCode.ENGINE_ERROR
@@ -460,7 +462,7 @@ def test_an_interrupted_call_leaves_nothing_behind(fragile, new_openvino, monkey
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("phi3_batch.engines.openvino_batch.Batch._collect", interrupt)
+        patch.setattr("phi3_batch.engines.ov.batch.Batch._collect", interrupt)
         with pytest.raises(KeyboardInterrupt):
             engine.generate([ask(FRANCE)])
     assert one(engine, ask(SPAIN)).text == MADRID
@@ -502,7 +504,7 @@ def test_the_threads_of_the_environment_reach_the_runtime(monkeypatch, new_openv
 def test_the_import_tells_nobody():
     code = """
 import sys
-import phi3_batch.engines.openvino
+import phi3_batch.engines.ov.engine
 print([name for name in sys.modules if "telemetry" in name and name.startswith("openvino_")])
 print(sys.modules["openvino.tools.ovc.telemetry_utils"].tm.__name__)
 """

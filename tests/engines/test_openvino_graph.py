@@ -14,16 +14,19 @@ import pytest
 from onnx import helper, numpy_helper
 
 from phi3_batch.contract import ENGINE_VARIABLE
-from phi3_batch.engines import ModelFolder, cache, get_engine, openvino_graph
-from phi3_batch.engines import openvino as engine_module
-from phi3_batch.engines.int4_kernel import AMX, AVX2, Instructions, fastest_here
-from phi3_batch.engines.onnxruntime_genai import OnnxRuntimeGenAIEngine
-from phi3_batch.engines.openvino import OpenVINOEngine, write_model
-from phi3_batch.engines.openvino_graph import convert
-from phi3_batch.engines.openvino_int4 import SAMPLED_TOKENS, kept_layers, use_threads
-from phi3_batch.engines.openvino_runtime import ContinuousBatchingPipeline, openvino
+from phi3_batch.engines import get_engine
+from phi3_batch.engines import process as cache
+from phi3_batch.engines.onnxruntime.engine import OnnxRuntimeGenAIEngine
+from phi3_batch.engines.ov import engine as engine_module
+from phi3_batch.engines.ov import graph as openvino_graph
+from phi3_batch.engines.ov.engine import OpenVINOEngine, write_model
+from phi3_batch.engines.ov.graph import convert
+from phi3_batch.engines.ov.int4 import SAMPLED_TOKENS, kept_layers, use_threads
+from phi3_batch.engines.ov.int4_kernel import AMX, AVX2, Instructions, fastest_here
+from phi3_batch.engines.ov.runtime import ContinuousBatchingPipeline, openvino
 from phi3_batch.errors import UnsupportedModelError
 from phi3_batch.generation import GenerationParams, Request
+from phi3_batch.model_files import ModelFolder
 from tests.conftest import REPOSITORY, TINY_CHECKPOINT, TINY_MODEL
 from tests.engines.random_builds import BUILDS, PRUNED, SHAPE
 

@@ -7,17 +7,18 @@ import time
 
 import pytest
 
-from phi3_batch.engines import Limits
 from phi3_batch.engines.time_limit import seconds_for
 from phi3_batch.generation import GenerationParams, Request
+from phi3_batch.model_files import Limits
 from tests.conftest import REPOSITORY
 
 # An engine whose limits are small, that hangs (or is slow) where the token is chosen.
 SETTING = """
 import faulthandler, pathlib, sys, tempfile, time
 from tests.conftest import TINY_CHECKPOINT, TINY_MODEL
-from phi3_batch.engines import Checkpoint, ModelFolder, {module} as runtime, time_limit
-from phi3_batch.engines.openvino_graph import convert
+from phi3_batch.model_files import Checkpoint, ModelFolder
+from phi3_batch.engines import {module} as runtime, time_limit
+from phi3_batch.engines.ov.graph import convert
 from phi3_batch.generation import GenerationParams, Request
 
 time_limit._SECONDS = {seconds}

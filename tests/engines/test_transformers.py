@@ -11,11 +11,13 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from phi3_batch.engines import Checkpoint, Limits, cache, get_engine, threads
-from phi3_batch.engines import transformers as module
-from phi3_batch.engines.transformers import TransformersEngine
+from phi3_batch.engines import get_engine, threads
+from phi3_batch.engines import process as cache
+from phi3_batch.engines.torch import engine as module
+from phi3_batch.engines.torch.engine import TransformersEngine
 from phi3_batch.errors import EngineError, EnvironmentProblemError, InvalidModelError, RowErrorCode
 from phi3_batch.generation import GenerationParams, Request, Usage
+from phi3_batch.model_files import Checkpoint, Limits
 from tests.conftest import TINY_CHECKPOINT
 
 SPAIN = "What is the capital of Spain?"
@@ -469,8 +471,8 @@ def connect(*arguments):
     raise OSError
 socket.socket.connect = connect
 from transformers.utils import logging
-from phi3_batch.engines import Checkpoint
-from phi3_batch.engines.transformers import TransformersEngine
+from phi3_batch.model_files import Checkpoint
+from phi3_batch.engines.torch.engine import TransformersEngine
 logging.set_verbosity_info()
 TransformersEngine(Checkpoint.open({str(TINY_CHECKPOINT)!r}))
 print(logging.get_verbosity() == logging.INFO, logging.is_progress_bar_enabled())
@@ -506,7 +508,7 @@ def test_a_checkpoint_is_run_by_transformers():
 @pytest.mark.usefixtures("no_engine_loaded")
 def test_a_machine_without_torch_is_told_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.delitem(sys.modules, "phi3_batch.engines.transformers")
+    monkeypatch.delitem(sys.modules, "phi3_batch.engines.torch.engine")
     checkpoint = Checkpoint.open(TINY_CHECKPOINT)
     with pytest.raises(EnvironmentProblemError) as error:
         get_engine(checkpoint, checkpoint.read_manifest())

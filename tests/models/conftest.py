@@ -12,7 +12,9 @@ from mlflow import MlflowClient
 from mlflow.models.model import ModelInfo
 
 import phi3_batch
-from phi3_batch.engines import Engine, ModelFolder, cache
+from phi3_batch.engines import Engine
+from phi3_batch.engines import process as cache
+from phi3_batch.model_files import ModelFolder
 
 
 @pytest.fixture(scope="session")

@@ -5,9 +5,10 @@ import pandas as pd
 import pytest
 
 import phi3_batch
-from phi3_batch.engines import Checkpoint, Limits, ModelFolder, cache
+from phi3_batch.engines import process as cache
 from phi3_batch.errors import InvalidParameterError
 from phi3_batch.generation import Request
+from phi3_batch.model_files import Checkpoint, Limits, ModelFolder
 from phi3_batch.models.examine import examine_rows
 from phi3_batch.models.pipeline import PipelineModel
 from tests.conftest import TINY_CHECKPOINT
@@ -156,7 +157,8 @@ def test_examining_reads_no_weights_and_the_tokenizer_once(
     prompt_model.examine(prompts(SPAIN))
     chat_model.examine([{"messages": user("Hi")}])
     tokenizer = prompt_model._folder.tokenizer
-    monkeypatch.setattr("phi3_batch.engines.model_folder.Tokenizer", None)  # it cannot be read now
+    # it cannot be read now
+    monkeypatch.setattr("phi3_batch.model_files.onnx_build.Tokenizer", None)
     prompt_model.examine(prompts(SPAIN))
     chat_model.examine([{"messages": user("Hi")}])
     assert prompt_model._folder.tokenizer is tokenizer

@@ -9,7 +9,7 @@ import pytest
 
 import phi3_batch
 from phi3_batch.contract import loaded_engine, model_metadata
-from phi3_batch.engines import cache
+from phi3_batch.engines import process as cache
 from phi3_batch.errors import InvalidModelError, InvalidParameterError
 
 REQUIRED = (
@@ -85,7 +85,7 @@ def test_the_manifest_travels_with_the_model(files, logged, tiny_folder):
 def test_the_package_travels_with_the_model(files):
     package = Path(phi3_batch.__file__).parent
     carried = files / "code" / "phi3_batch"
-    for module in ("__init__.py", "models/prompt.py", "engines/onnxruntime_genai.py"):
+    for module in ("__init__.py", "models/prompt.py", "engines/onnxruntime/engine.py"):
         assert (carried / module).read_bytes() == (package / module).read_bytes()
     assert not list(carried.rglob("*.pyc"))
 

@@ -3,9 +3,8 @@ import shutil
 
 import pytest
 
-from phi3_batch.engines import Checkpoint
-from phi3_batch.engines.memory import Dimensions
 from phi3_batch.errors import InvalidModelError
+from phi3_batch.model_files import Checkpoint, Dimensions
 from tests.conftest import TINY_CHECKPOINT
 
 FILES = ("config.json", "generation_config.json", "tokenizer.json", "model.safetensors")

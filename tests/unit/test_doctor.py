@@ -1,6 +1,9 @@
 """The doctor names what is wrong, and goes on to the next check."""
 
+import platform
+
 from phi3_batch import doctor
+from phi3_batch.engines import spec
 
 
 def findings(monkeypatch, **replaced):
@@ -41,6 +44,27 @@ def test_a_missing_package_is_named_with_its_remedy(monkeypatch):
     real = doctor.version
     found = findings(monkeypatch, version=version)
     assert found["packages"].text.startswith("mlflow is not installed: pip install 'mlflow")
+
+
+def test_an_engine_that_this_machine_has_not_is_named(monkeypatch):
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    found = findings(monkeypatch)["engines"]
+    assert found.ok
+    assert found.text == (
+        "openvino (not here: there is no openvino for aarch64); onnxruntime-genai; transformers"
+    )
+
+
+def test_a_machine_without_an_engine_for_builds_is_told(monkeypatch):
+    def version(name):
+        if "genai" in name:
+            raise spec.PackageNotFoundError(name)
+        return "1"
+
+    monkeypatch.setattr(spec, "version", version)
+    found = findings(monkeypatch)["engines"]
+    assert not found.ok
+    assert found.text.startswith("nothing runs an ONNX build: openvino (not here: openvino-genai")
 
 
 def test_a_container_with_little_memory_is_told(monkeypatch):

@@ -1,20 +1,13 @@
-from typing import get_args
-
 import pytest
 
-from phi3_batch.cli.log import Engine
 from phi3_batch.contract import ENGINE_VARIABLE
-from phi3_batch.engines.choice import EngineChoice, check_choice, choose
+from phi3_batch.engines.registry import check_choice, choose
 from phi3_batch.errors import InvalidParameterError
 
 
 @pytest.mark.parametrize("name", ["auto", "openvino", "onnxruntime-genai"])
 def test_an_engine_is_known_by_its_name(name):
     assert check_choice(name) == name
-
-
-def test_the_command_line_offers_the_engines_there_are():
-    assert [engine.value for engine in Engine] == list(get_args(EngineChoice))
 
 
 @pytest.mark.parametrize("name", ["", "vllm", "OpenVINO", "onnxruntime_genai", " auto"])

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from phi3_batch.engines import folder_cache
-from phi3_batch.engines.folder_cache import FolderCache
+from phi3_batch.engines.ov import folder_cache
+from phi3_batch.engines.ov.folder_cache import FolderCache
 
 SIZE = 1000
 

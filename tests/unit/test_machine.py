@@ -185,8 +185,7 @@ def test_a_real_process_that_is_held_to_one_processor() -> None:
 import os
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 from phi3_batch.engines.threads import thread_count
-from phi3_batch import machine
-from phi3_batch.machine import available_memory_bytes, children, memory_bytes, processors
+from phi3_batch.machine import processors
 print(processors(), thread_count())
 """
     environment = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}

@@ -4,8 +4,10 @@ import os
 
 import pytest
 
-from phi3_batch.engines import Manifest, ModelFolder, files, known_files, user_folder
+from phi3_batch import user_folder
 from phi3_batch.errors import InvalidModelError
+from phi3_batch.model_files import Manifest, ModelFolder, known_files
+from phi3_batch.model_files import manifest as files
 from tests.conftest import TINY_MODEL
 
 FILES = ("genai_config.json", "tokenizer.json", "model.onnx", "model.onnx.data")

@@ -4,10 +4,9 @@ import shutil
 
 import pytest
 
-from phi3_batch.engines import Manifest, ModelFolder
-from phi3_batch.engines.memory import Dimensions
-from phi3_batch.engines.model_folder import Quantization
 from phi3_batch.errors import InvalidModelError
+from phi3_batch.model_files import Dimensions, Manifest, ModelFolder
+from phi3_batch.model_files.onnx_build import Quantization
 from tests.conftest import TINY_MODEL
 
 FILES = ("genai_config.json", "tokenizer.json", "model.onnx", "model.onnx.data")

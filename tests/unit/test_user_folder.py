@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from phi3_batch.engines import user_folder
+from phi3_batch import user_folder
 
 ANOTHER_USER = 12345
 

@@ -2,13 +2,14 @@
 
 from collections.abc import Collection, Sequence
 
-from phi3_batch.engines.base import CompletionBuilder, Limits
-from phi3_batch.engines.kv_budget import BLOCK_TOKENS, blocks_for
-from phi3_batch.engines.openvino_row import FEWEST_TOKENS, Companions, Row, failed, reason
-from phi3_batch.engines.openvino_runtime import ContinuousBatchingPipeline
+from phi3_batch.engines.base import CompletionBuilder
 from phi3_batch.engines.order import Queue, common_prefix_length
+from phi3_batch.engines.ov.kv_budget import BLOCK_TOKENS, blocks_for
+from phi3_batch.engines.ov.row import FEWEST_TOKENS, Companions, Row, failed, reason
+from phi3_batch.engines.ov.runtime import ContinuousBatchingPipeline
 from phi3_batch.engines.time_limit import seconds_for, time_limit
 from phi3_batch.generation import Completion, Request
+from phi3_batch.model_files import Limits
 from phi3_batch.text import Tokenizer
 
 # Tokens of a step at most, one of each row that generates, the others of prompts. Multiplications

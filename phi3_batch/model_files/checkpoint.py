@@ -10,14 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from phi3_batch.engines.base import Limits
-from phi3_batch.engines.files import Manifest, require_file, total_bytes
-from phi3_batch.engines.memory import Dimensions, transformers_memory_bytes
 from phi3_batch.errors import EnvironmentProblemError, InvalidModelError
+from phi3_batch.model_files.dimensions import Dimensions, Limits
+from phi3_batch.model_files.manifest import Manifest, require_file
 from phi3_batch.text import Tokenizer
 
 _MODEL_TYPE = "phi3"
-_SIXTEEN_BIT = ("bfloat16", "float16")
 _CONFIG = "config.json"
 _GENERATION_CONFIG = "generation_config.json"
 _TOKENIZER = "tokenizer.json"
@@ -70,14 +68,6 @@ class Checkpoint:
     def tokenizer(self) -> Tokenizer:
         """Of tokenizer.json, read when it is first asked for."""
         return Tokenizer(self.path / _TOKENIZER)
-
-    def memory_bytes(self, tokens: int) -> int:
-        """Memory of a process that runs the model; see :func:`transformers_memory_bytes`."""
-        files_bytes = total_bytes(self.path, self.files)
-        float32_bytes = files_bytes * (2 if self.dtype in _SIXTEEN_BIT else 1)
-        return transformers_memory_bytes(
-            files_bytes, float32_bytes, self.dimensions, self.limits, tokens
-        )
 
     @classmethod
     def open(cls, path: str | Path) -> "Checkpoint":

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
 
-from phi3_batch.engines.llvm_ir import (
+from phi3_batch.engines.ov.llvm_ir import (
     F32,
     I8,
     I16,

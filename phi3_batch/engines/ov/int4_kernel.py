@@ -15,7 +15,7 @@ import llvmlite.binding as llvm
 import numpy as np
 import numpy.typing as npt
 
-from phi3_batch.engines import amx_tiles, int4_amx, int4_avx2
+from phi3_batch.engines.ov import amx_tiles, int4_amx, int4_avx2
 
 # Inputs with a scale, of every kind
 BLOCK = 32

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from phi3_batch.engines import known_files
 from phi3_batch.errors import InvalidModelError
+from phi3_batch.model_files import known_files
 
 # What tells one state of a file from another: device, inode, size, and when the content and the
 # inode were last changed. The last cannot be set, so it also tells of a time that was put back.

@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from phi3_batch.engines.int4_kernel import (
+from phi3_batch.engines.ov.int4_kernel import (
     BLOCK,
     Instructions,
     Int4Kernel,
     fastest_here,
     output_count,
 )
-from phi3_batch.engines.model_folder import ModelFolder
-from phi3_batch.engines.openvino_runtime import Node, Output, openvino, ops
+from phi3_batch.engines.ov.runtime import Node, Output, openvino, ops
+from phi3_batch.model_files.onnx_build import ModelFolder
 
 # The input of a model that says which tokens' logits are wanted
 SAMPLED_TOKENS = "sampled_tokens_indices"

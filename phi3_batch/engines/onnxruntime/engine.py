@@ -14,15 +14,15 @@ import onnxruntime_genai as og
 from numpy.typing import NDArray
 
 from phi3_batch.engines.base import CompletionBuilder, Engine, first_line
-from phi3_batch.engines.longrope import find_switch
-from phi3_batch.engines.memory import SMALLEST_CAPACITY, cache_capacity
-from phi3_batch.engines.model_folder import ModelFolder
+from phi3_batch.engines.onnxruntime.spec import SMALLEST_CAPACITY, cache_capacity
 from phi3_batch.engines.order import by_prefix, common_prefix_length
 from phi3_batch.engines.sampling import choose_token
 from phi3_batch.engines.threads import thread_count
 from phi3_batch.engines.time_limit import time_limit
 from phi3_batch.errors import EngineError, RowErrorCode
 from phi3_batch.generation import Completion, Request
+from phi3_batch.model_files.longrope import find_switch
+from phi3_batch.model_files.onnx_build import ModelFolder
 
 og.disable_telemetry_events()  # prompts are people's data: nothing leaves the machine
 

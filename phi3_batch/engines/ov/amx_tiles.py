@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from llvmlite import ir
 
-from phi3_batch.engines.llvm_ir import F32, I8, I32, VOID, call, i64
+from phi3_batch.engines.ov.llvm_ir import F32, I8, I32, VOID, call, i64
 
 SIDE = 16  # rows of a tile, and float32 numbers of a row
 TILE_BYTES = SIDE * 64

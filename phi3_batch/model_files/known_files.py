@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from phi3_batch.engines import user_folder
+from phi3_batch import user_folder
 
 _LIMIT = 1000  # findings; those unused for longest go first
 

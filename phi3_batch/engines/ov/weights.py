@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from phi3_batch.engines.openvino_runtime import ConversionExtension, Node, Output, openvino, ops
+from phi3_batch.engines.ov.runtime import ConversionExtension, Node, Output, openvino, ops
 
 
 def sign_weights(model: openvino.Model) -> None:

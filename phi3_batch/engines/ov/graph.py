@@ -11,16 +11,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from phi3_batch.engines.int4_kernel import Instructions
-from phi3_batch.engines.model_folder import ModelFolder
-from phi3_batch.engines.openvino_int4 import (
+from phi3_batch.engines.ov.int4 import (
     kept_layers,
     pack_linear_layers,
     take_sampled_tokens,
 )
-from phi3_batch.engines.openvino_runtime import Node, Output, openvino, ops
-from phi3_batch.engines.openvino_weights import read_quantized_embedding, sign_weights
+from phi3_batch.engines.ov.int4_kernel import Instructions
+from phi3_batch.engines.ov.runtime import Node, Output, openvino, ops
+from phi3_batch.engines.ov.weights import read_quantized_embedding, sign_weights
 from phi3_batch.errors import UnsupportedModelError
+from phi3_batch.model_files.onnx_build import ModelFolder
 
 # Part of the key of converted models on disk: raise it when the result changes.
 CONVERTER_VERSION = 4
@@ -57,16 +57,12 @@ def convert(folder: ModelFolder, instructions: Instructions | None = None) -> op
         the shape batch x tokens) and ``beam_idx`` (int32, batch), the output ``logits`` (batch x
         tokens x vocabulary), and keys and values of earlier tokens as state. Its weights are those
         of the file, which must stay until the model is saved. With our kernel it may have one
-        input more (:func:`~phi3_batch.engines.openvino_int4.take_sampled_tokens`).
+        input more (:func:`~phi3_batch.engines.ov.int4.take_sampled_tokens`).
 
     Raises:
         UnsupportedModelError: the graph has something that is not known here; the message says
             what.
     """
-    if folder.quantization.bits != (4,):
-        raise UnsupportedModelError(
-            "OpenVINO cannot run this model: some of its layers have weights of 8 bits"
-        )
     try:
         return _convert(folder, instructions)
     except RuntimeError as error:  # OpenVINO's, in its own words

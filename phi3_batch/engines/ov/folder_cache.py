@@ -18,7 +18,7 @@ from pathlib import Path
 import xxhash
 from filelock import FileLock, Timeout
 
-from phi3_batch.engines.user_folder import belongs_to_us, open_private
+from phi3_batch.user_folder import belongs_to_us, open_private
 
 _logger = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
 
-from phi3_batch.engines.amx_tiles import (
+from phi3_batch.engines.ov.amx_tiles import (
     FLOATS,
     INTS,
     SIDE,
@@ -36,7 +36,7 @@ from phi3_batch.engines.amx_tiles import (
     to_bfloat16,
     transposed,
 )
-from phi3_batch.engines.llvm_ir import (
+from phi3_batch.engines.ov.llvm_ir import (
     F32,
     I8,
     I16,

@@ -6,7 +6,7 @@ from collections.abc import Collection
 import numpy as np
 
 from phi3_batch.engines.base import CompletionBuilder
-from phi3_batch.engines.openvino_runtime import (
+from phi3_batch.engines.ov.runtime import (
     ContinuousBatchingPipeline,
     GenerationConfig,
     GenerationHandle,

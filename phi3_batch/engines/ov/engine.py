@@ -13,16 +13,15 @@ from pathlib import Path
 import numpy as np
 
 from phi3_batch.engines.base import Engine
-from phi3_batch.engines.kv_budget import blocks_for, cache_blocks, cache_bytes
-from phi3_batch.engines.model_folder import ModelFolder
-from phi3_batch.engines.openvino_batch import ROWS, STEP_TOKENS, Batch
-from phi3_batch.engines.openvino_int4 import (
+from phi3_batch.engines.ov.batch import ROWS, STEP_TOKENS, Batch
+from phi3_batch.engines.ov.int4 import (
     EXTENSION,
     instructions_for,
     kept_layers,
     use_threads,
 )
-from phi3_batch.engines.openvino_row import (
+from phi3_batch.engines.ov.kv_budget import blocks_for, cache_blocks, cache_bytes
+from phi3_batch.engines.ov.row import (
     NAME,
     Companions,
     add_request,
@@ -30,10 +29,11 @@ from phi3_batch.engines.openvino_row import (
     generation_config,
     reason,
 )
-from phi3_batch.engines.openvino_runtime import ContinuousBatchingPipeline, openvino, openvino_genai
+from phi3_batch.engines.ov.runtime import ContinuousBatchingPipeline, openvino, openvino_genai
 from phi3_batch.engines.threads import thread_count
 from phi3_batch.errors import EngineError
 from phi3_batch.generation import Completion, GenerationParams, Request
+from phi3_batch.model_files.onnx_build import ModelFolder
 
 MODEL_XML = "openvino_model.xml"
 MODEL_BIN = "openvino_model.bin"

@@ -13,11 +13,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from phi3_batch.engines.base import Limits
-from phi3_batch.engines.choice import EngineChoice
-from phi3_batch.engines.files import Manifest, require_file, total_bytes
-from phi3_batch.engines.memory import Dimensions, onnx_memory_bytes, openvino_memory_bytes
 from phi3_batch.errors import InvalidModelError
+from phi3_batch.model_files.dimensions import Dimensions, Limits
+from phi3_batch.model_files.manifest import Manifest, require_file
 from phi3_batch.text import Tokenizer
 
 _MODEL_TYPE = "phi3"
@@ -96,15 +94,6 @@ class ModelFolder:
     def tokenizer(self) -> Tokenizer:
         """Of tokenizer.json, read when it is first asked for."""
         return Tokenizer(self.path / _TOKENIZER)
-
-    def memory_bytes(self, tokens: int, choice: EngineChoice = "auto") -> int:
-        """Memory of a process that runs the model.
-
-        See :func:`onnx_memory_bytes` and, for other choices than "onnxruntime-genai",
-        :func:`openvino_memory_bytes`.
-        """
-        told = onnx_memory_bytes if choice == "onnxruntime-genai" else openvino_memory_bytes
-        return told(total_bytes(self.path, self.files), self.dimensions, self.limits, tokens)
 
     @classmethod
     def open(cls, path: str | Path) -> "ModelFolder":

@@ -1,9 +1,9 @@
 """How large the KV cache may be: by what a queue can use, and by the memory there is."""
 
-from phi3_batch.engines.files import total_bytes
-from phi3_batch.engines.memory import FEWEST_CACHE_TOKENS, MOST_CACHE_TOKENS
-from phi3_batch.engines.model_folder import ModelFolder
+from phi3_batch.engines.ov.spec import FEWEST_CACHE_TOKENS, MOST_CACHE_TOKENS
 from phi3_batch.machine import available_memory_bytes
+from phi3_batch.model_files.manifest import total_bytes
+from phi3_batch.model_files.onnx_build import ModelFolder
 
 # Tokens of a block of the runtime's cache on CPUs
 BLOCK_TOKENS = 32
@@ -20,7 +20,7 @@ def cache_bytes(folder: ModelFolder, weight_copies: int) -> int:
     Args:
         folder: the model, not loaded yet.
         weight_copies: in how many forms its weights will be in memory. All weights are counted in
-            each, more than is foretold in :mod:`memory`: what is left over here does no harm.
+            each, more than the spec's forecast counts: what is left over here does no harm.
     """
     weights = weight_copies * total_bytes(folder.path, folder.files)
     return int(_SHARE * (available_memory_bytes() - weights - _WORK_BYTES))

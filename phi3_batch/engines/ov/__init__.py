@@ -1,0 +1,1 @@
+"""The engine on OpenVINO GenAI, with kernels of our own."""

@@ -1,0 +1,56 @@
+"""One engine per process, however often MLflow loads the model.
+
+``mlflow.pyfunc.spark_udf`` loads the model again in every task; the weights, gigabytes of them,
+must not be. The engine lives here, in a module that is imported once, and is found again by the
+digest of its weights: MLflow may have put the same files in another folder by then.
+"""
+
+import logging
+import threading
+import time
+
+from phi3_batch.contract import tell_loaded_engine
+from phi3_batch.engines import registry
+from phi3_batch.engines.base import Engine
+from phi3_batch.model_files import Checkpoint, Manifest, ModelFolder
+
+_logger = logging.getLogger(__name__)
+_lock = threading.Lock()
+# by what was asked for: the weights' digest, and the choice of engine
+_loaded: tuple[tuple[str, str], Engine] | None = None
+
+
+def get_engine(
+    folder: ModelFolder | Checkpoint, manifest: Manifest, logged_choice: str = registry.AUTO
+) -> Engine:
+    """The engine of this process for a model, loaded when it is not the one loaded last.
+
+    Only the last one is kept: two copies of the weights would be one too many on an executor.
+
+    Args:
+        folder: where the model's files are now. A checkpoint is run by transformers, whatever the
+            choice is.
+        manifest: the digests of its files, as taken when the model was logged; they are compared.
+        logged_choice: of the runtime for an ONNX build, unless the environment has another. "auto"
+            is OpenVINO, the faster one, wherever it can run the model, and else
+            onnxruntime-genai.
+
+    Raises:
+        InvalidModelError: a file is not the one of the manifest, or is written to meanwhile.
+        EngineError: the runtime cannot load the model, or is missing.
+        EnvironmentProblemError: torch or transformers is missing.
+        InvalidParameterError: there is no such engine.
+    """
+    global _loaded
+    choice = registry.choose(logged_choice)
+    wanted = manifest.digest, choice
+    with _lock:
+        if _loaded is None or _loaded[0] != wanted:
+            _loaded = None  # let go of the old weights before the new ones are read
+            started = time.monotonic()
+            with manifest.checked(folder.path):
+                engine = registry.create(folder, manifest, choice)
+            _logger.info("loaded %s in %.1f s", engine.name, time.monotonic() - started)
+            _loaded = wanted, engine
+            tell_loaded_engine(engine.name)
+        return _loaded[1]
