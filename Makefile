@@ -1,6 +1,6 @@
 # make demo   the whole way on the embedded model: log, register, score, look
 # make test   lint, types, import rules, and every test
-# make faults 200 kills of real jobs and 40 races of two, where `make test` has 8 and 2
+# make faults 200 kills of real jobs and 40 races of two, where `make test` has 4 and 2
 # make bench  every engine on a random model of real layer shapes; bench-short takes minutes
 #
 # Each starts from nothing but Python 3.11 and Java 17 or later; what they install is in .venv.
@@ -33,7 +33,7 @@ test faults: export JDK_JAVA_OPTIONS := $(SHORT_LIVED) \
 # two test processes on two processors: threads that wait for each other would take ten times as long
 test faults: export OMP_NUM_THREADS := 1
 test: lint $(VENV)/spark.jsa
-	$(BIN)/pytest --numprocesses 2 --dist loadgroup
+	$(BIN)/pytest --numprocesses 2 --dist loadgroup --durations 10
 
 faults: $(VENV)/spark.jsa
 	PHI3_BATCH_KILLS=200 PHI3_BATCH_RACES=20 $(BIN)/pytest -s tests/faults

@@ -67,11 +67,13 @@ def _packages() -> str:
 
 def _engines() -> str:
     """One of the engines that run ONNX builds is there; what the others lack is said."""
-    missing = {spec.name: spec.find_missing() for spec in (*ONNX_ENGINES, *CHECKPOINT_ENGINES)}
+    for_builds = {spec.name: spec.find_missing() for spec in ONNX_ENGINES}
+    others = {spec.name: spec.find_missing() for spec in CHECKPOINT_ENGINES}
     said = "; ".join(
-        f"{name} (not here: {lacks})" if lacks else name for name, lacks in missing.items()
+        f"{name} (not here: {lacks})" if lacks else name
+        for name, lacks in (for_builds | others).items()
     )
-    if all(missing[spec.name] for spec in ONNX_ENGINES):
+    if all(for_builds.values()):
         raise EnvironmentProblemError(f"nothing runs an ONNX build: {said}")
     return said
 

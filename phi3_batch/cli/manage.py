@@ -147,7 +147,7 @@ def build(
 
 
 def doctor() -> None:
-    """Check this machine: Python, Java, packages, engines, Delta, processors, memory, model store."""
+    """Check Python, Java, packages, engines, Delta, processors, memory and the model store."""
     from phi3_batch.doctor import check_all
 
     failed = 0

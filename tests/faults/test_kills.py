@@ -26,8 +26,9 @@ from tests.faults.harness import (
     write_rows,
 )
 
-KILLS = int(os.environ.get("PHI3_BATCH_KILLS", "8"))
+KILLS = int(os.environ.get("PHI3_BATCH_KILLS", "4"))
 REAL_MODEL_KILLS = max(1, KILLS // 5)
+IS_DEEP = KILLS > 20  # as in `make faults`
 SEED = int(os.environ.get("PHI3_BATCH_SEED", time.time_ns() % 10**6))
 IN_FLIGHT = 2  # chunks, which are what a kill may cost
 

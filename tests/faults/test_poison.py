@@ -16,10 +16,9 @@ from tests.faults.harness import (
     read_table,
     write_rows,
 )
-from tests.faults.test_kills import KILLS
+from tests.faults.test_kills import IS_DEEP
 
-# 5,000 where there is time for it, as in `make faults`
-ROWS = 5_000 if KILLS > 20 else 1_500
+ROWS = 5_000 if IS_DEEP else 1_500
 
 
 def trials(requests: int) -> float:
@@ -54,7 +53,12 @@ def test_one_poisonous_prompt_among_many_is_the_only_one_without_an_answer(
     ("failure", "says"),
     [
         ({"DIES_OF": "*"}, "a Python worker died while the model ran"),
-        ({"RAISES_IN_TASKS": "1"}, "the model raised ValueError in a Spark task"),
+        # the same way through the job as the first
+        pytest.param(
+            {"RAISES_IN_TASKS": "1"},
+            "the model raised ValueError in a Spark task",
+            marks=pytest.mark.skipif(not IS_DEEP, reason="in `make faults`"),
+        ),
     ],
     ids=["dies", "raises"],
 )

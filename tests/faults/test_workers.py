@@ -18,7 +18,7 @@ from tests.faults.harness import (
     find_workers,
     write_rows,
 )
-from tests.faults.test_kills import SEED
+from tests.faults.test_kills import IS_DEEP, SEED
 
 KILLS = 8
 
@@ -54,7 +54,15 @@ def test_workers_that_die_by_chance_are_nobody_s_fault(
     assert job.field("errors") == "0"
 
 
-@pytest.mark.parametrize("engine", ["openvino", "onnxruntime-genai"])
+@pytest.mark.parametrize(
+    "engine",
+    [
+        "openvino",
+        pytest.param(
+            "onnxruntime-genai", marks=pytest.mark.skipif(not IS_DEEP, reason="in `make faults`")
+        ),
+    ],
+)
 def test_a_worker_that_dies_with_an_engine_in_it_costs_no_row(
     engine: str, model_uri: str, workplace: Workplace, samples: list[Sample]
 ) -> None:

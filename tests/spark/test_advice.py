@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from pyspark.sql import SparkSession
 
-from phi3_batch.cli import main
+from tests.spark.test_score import score
 
 Plan = Callable[..., str]
 
@@ -28,7 +28,7 @@ def plan(tmp_path: Path, capfd: pytest.CaptureFixture[str], spark: SparkSession)
                 source
             )
         capfd.readouterr()
-        code = main(["plan", "--model", model, "--input", source, "--output", output, *options])
+        code = score(model, source, output, "--dry-run", *options)
         last = (capfd.readouterr().err.splitlines() or [""])[-1]
         assert code == (1 if last.startswith("error: ") else 0)
         return last if code else ""
