@@ -43,6 +43,7 @@ lint: $(VENV)/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(VENV)/installed-build
 	$(BIN)/python benchmarks/engines.py
@@ -61,7 +62,7 @@ $(VENV)/spark.jsa: $(VENV)/installed-test tools/archive_spark_classes.py
 	  $(BIN)/python tools/archive_spark_classes.py
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo site
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -m phi3_batch.environment

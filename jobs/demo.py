@@ -73,7 +73,7 @@ or, for a table of chats, or of plain columns to make chats of:
   phi3-batch log chat FOLDER_OF_YOUR_ONNX_BUILD --register phi3-chat --alias champion
   phi3-batch score --model models:/phi3-chat@champion --input TABLE_OR_PATH --output PATH
 
-README.md says where to get Phi-3-mini's int4 build, and how to run on a cluster.
+docs/tutorial.md says where to get Phi-3-mini's int4 build, docs/cluster.md how to run on a cluster.
 """
 
 if __name__ == "__main__":

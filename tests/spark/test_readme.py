@@ -1,4 +1,4 @@
-"""The README's examples, run as they stand there."""
+"""The examples of the README and the tutorial, run as they stand there."""
 
 import re
 import shlex
@@ -9,13 +9,25 @@ import mlflow
 import pytest
 from pyspark.sql import SparkSession
 
-import phi3_batch
 from phi3_batch.cli import main
 from phi3_batch.scoring.session import delta_package
 from tests.conftest import REPOSITORY, SAMPLE_DATA, Sample
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+TUTORIAL = (REPOSITORY / "docs" / "tutorial.md").read_text(encoding="utf-8")
+CLUSTER = (REPOSITORY / "docs" / "cluster.md").read_text(encoding="utf-8")
+
+
+def python_in(page: str) -> str:
+    """A page's one example in Python."""
+    [example] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    return str(example)
+
+
+def commands_in(page: str) -> list[list[str]]:
+    """The arguments of its commands about the embedded model."""
+    lines = re.findall(r"^phi3-batch (.*sample_data.*)$", page, re.MULTILINE)
+    return [shlex.split(line) for line in lines]
 
 
 @pytest.fixture
@@ -27,18 +39,33 @@ def checkout(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 
 def test_the_two_commands(spark: SparkSession, checkout: Path, samples: list[Sample]) -> None:
-    commands = re.findall(r"^phi3-batch .*sample_data.*$", README, re.MULTILINE)
+    commands = commands_in(README)
     assert len(commands) == 2
     for command in commands:
-        assert main(shlex.split(command)[1:]) == 0
+        assert main(command) == 0
     rows = spark.read.format("delta").load(str(checkout / "completions")).collect()
     assert {row["id"]: row["completion"] for row in rows} == {
         sample.id: sample.answer for sample in samples
     }
 
 
+def test_the_tutorial_s_commands(checkout: Path) -> None:
+    commands = commands_in(TUTORIAL)
+    assert [command[0] for command in commands] == [
+        "log",
+        "plan",
+        "score",
+        "verify",
+        "log",
+        "score",
+        "promote",
+    ]
+    for command in commands:
+        assert main(command) == 0, command
+
+
 def test_the_python_example(spark: SparkSession, checkout: Path, samples: list[Sample]) -> None:
-    example = PYTHON[0]
+    example = python_in(README)
     prompts = spark.createDataFrame([(sample.prompt,) for sample in samples[:3]], "prompt string")
     prompts.createOrReplaceTempView("prompts")
     # the example's last expressions are what a notebook would show
@@ -59,8 +86,8 @@ def test_the_python_example(spark: SparkSession, checkout: Path, samples: list[S
 def test_the_chat_example_prints_what_it_says(
     checkout: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    exec(PYTHON[1], {"mlflow": mlflow, "phi3_batch": phi3_batch})
-    said = re.findall(r"^# (.*)$", PYTHON[1], re.MULTILINE)
+    exec(python_in(TUTORIAL), {})
+    said = re.findall(r"^# (.*)$", python_in(TUTORIAL), re.MULTILINE)
     assert len(said) == 3
     assert capsys.readouterr().out.splitlines()[-3:] == said
 
@@ -72,4 +99,4 @@ class _Shown(list):
 
 
 def test_the_packages_of_spark_submit() -> None:
-    assert f"--packages {delta_package()} " in README
+    assert f"--packages {delta_package()} " in CLUSTER
