@@ -1,35 +1,28 @@
 """Scoring one chunk: what the model is asked, what becomes of the rows, and one commit of them.
 
 A chunk is scored whole and kept on the executors before it is committed, so that a commit takes
-seconds and one that has to be made again costs no scoring. A chunk whose job fails is tried once
-more. If it fails again, the request that makes it fail is looked for by halving, gets an error of
-its own, and the chunk is scored without it.
+seconds and one that has to be made again costs no scoring. What happens when its job fails is in
+attempts.py.
 """
 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from py4j.protocol import Py4JError
-from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
-from phi3_batch.errors import RowErrorCode, ScoringError
-from phi3_batch.scoring import faults, identity, schema
+from phi3_batch.scoring import identity, schema
+from phi3_batch.scoring.attempts import Blamed, CrashLimit, persist
 from phi3_batch.scoring.columns import named
 from phi3_batch.scoring.commits import Committer
-from phi3_batch.scoring.faults import CrashLimit, Fault
 from phi3_batch.scoring.idle_limit import IdleLimit
 from phi3_batch.scoring.plan import BUCKET, EXISTING, REFUSAL, REQUEST_ID, Chunk, ScoringPlan
 from phi3_batch.scoring.requests import refuse
 from phi3_batch.scoring.tasks import count_side_by_side, count_tasks
 
 _COPY, _INPUTS, _RESULT = "__phi3_batch_copy", "__phi3_batch_inputs", "__phi3_batch_result"
-
-_FRUITLESS_SEARCHES = 3
-
-_Culprits = dict[str, tuple[RowErrorCode, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,45 +131,24 @@ class ChunkScorer:
         Raises:
             ScoringError: it cannot be done; nothing of the chunk was written.
         """
-        started, retries, failures = time.monotonic(), 0, 0
-        culprits: _Culprits = {}
-        work = self._work(chunk)
-        while True:
-            tasks = count_tasks(chunk.requests, slots, self._seconds_per_request)
-            try:
-                # what is read from it does not run the model again
-                scored = self._rows(work, tasks, culprits).localCheckpoint()
-                seconds = time.monotonic() - started
-                counts = _count(scored)
-                by_us = commit(scored.drop(_COPY))
-                break
-            except (PySparkException, Py4JError, OSError) as error:
-                retries += 1
-                fault = faults.classify(error)
-                if fault not in (Fault.CRASH, Fault.RAISED):
-                    raise faults.failure(error, self._plan.options.output) from error
-                failures += 1
-                if failures == 1 and fault is Fault.CRASH:
-                    continue  # by chance, perhaps: a machine was taken away, memory was short
-                culprit, trials = self._find_culprit(work, culprits, error, slots)
-                retries += trials
-                if culprit is not None:
-                    self._crash_limit.add()
-                    culprits[culprit] = faults.row_error(error)
-                    failures = 0
-                elif failures > _FRUITLESS_SEARCHES:
-                    raise ScoringError(
-                        f"{faults.why(error)}, with many rows at once and with none of them alone:"
-                        " give executors more memory"
-                    ) from error
+        started = time.monotonic()
+        work = _ChunkWork(self, self._work(chunk), chunk.requests, commit, slots)
+        done = persist(work, self._crash_limit, self._plan.options.output)
+        attempt, retries = done
         if chunk.requests:
             # the least of all chunks': others have waited for a slot
-            each = seconds * slots / chunk.requests
+            each = attempt.seconds * slots / chunk.requests
             self._seconds_per_request = min(self._seconds_per_request or each, each)
             if not retries:
-                self._idle_limit.learn(seconds, slots, chunk.allowed_s)
-        errors, tokens = counts
-        return ScoredChunk(chunk, time.monotonic() - started, tokens, errors, retries, by_us)
+                self._idle_limit.learn(attempt.seconds, slots, chunk.allowed_s)
+        return ScoredChunk(
+            chunk,
+            time.monotonic() - started,
+            attempt.tokens,
+            attempt.errors,
+            retries,
+            attempt.by_us,
+        )
 
     def _work(self, chunk: Chunk) -> DataFrame:
         """The rows of a chunk.
@@ -211,15 +183,13 @@ class ChunkScorer:
         placed = once.repartition(tasks, REQUEST_ID).sortWithinPartitions(REQUEST_ID, _COPY)
         return placed.withColumn(_RESULT, self._udf.ask(F.col(_INPUTS))).drop(_INPUTS)
 
-    def _rows(
-        self, work: DataFrame, tasks: int, culprits: Mapping[str, tuple[RowErrorCode, str]]
-    ) -> DataFrame:
+    def _rows(self, work: DataFrame, tasks: int, blamed: Blamed) -> DataFrame:
         """The output's rows, and the number of each among the copies of its request."""
         plan = self._plan
-        if culprits:
+        if blamed:
             named_errors = [
                 refuse(F.col(REQUEST_ID) == request, code, message)
-                for request, (code, message) in culprits.items()
+                for request, (code, message) in blamed.items()
             ]
             work = work.withColumn(REFUSAL, F.coalesce(F.col(REFUSAL), *named_errors))
         kept = [named(name) for name in plan.kept]
@@ -249,32 +219,63 @@ class ChunkScorer:
         # a response that is not kept must not meet an input column of that name
         return [columns[name].alias(name) for name in self._plan.scored_columns if name in columns]
 
-    def _find_culprit(
-        self, work: DataFrame, known: Mapping[str, object], error: Exception, slots: int
-    ) -> tuple[str | None, int]:
-        """The request that fails alone, and how many jobs it took to find it."""
+
+class _Attempt(NamedTuple):
+    """An attempt at a chunk that succeeded.
+
+    Attributes:
+        seconds: of scoring, the commit apart.
+        errors: rows with an error, by code.
+        tokens: that were generated.
+        by_us: whether this process has written it.
+    """
+
+    seconds: float
+    errors: Mapping[str, int]
+    tokens: int
+    by_us: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _ChunkWork:
+    """A chunk as :func:`~phi3_batch.scoring.attempts.persist` takes it.
+
+    Attributes:
+        scorer: of the run.
+        rows: of the chunk.
+        count: of its requests.
+        commit: writes its rows, and returns whether it did.
+        slots: tasks of it that run at the same time.
+    """
+
+    scorer: ChunkScorer
+    rows: DataFrame
+    count: int
+    commit: Callable[[DataFrame], bool]
+    slots: int
+
+    def attempt(self, blamed: Blamed) -> _Attempt:
+        started = time.monotonic()
+        scored = self.scorer._rows(self.rows, self._tasks(self.count), blamed)
+        scored = scored.localCheckpoint()  # what is read from it does not run the model again
+        seconds = time.monotonic() - started
+        errors, tokens = _count(scored)
+        return _Attempt(seconds, errors, tokens, self.commit(scored.drop(_COPY)))
+
+    def requests(self, blamed: Blamed) -> list[str]:
         ids = F.col(REQUEST_ID)
-        sound = work.where(F.col(REFUSAL).isNull() & ~ids.isin(*known))
-        requests = [row[0] for row in sound.select(ids).distinct().orderBy(ids).collect()]
-        trials = 0
+        return [row[0] for row in self._sound(blamed).select(ids).distinct().orderBy(ids).collect()]
 
-        def fails(some: Sequence[str]) -> bool:
-            nonlocal trials
-            trials += 1
-            tasks = count_tasks(len(some), slots, self._seconds_per_request)
-            trial = self._ask(sound.where(ids.between(some[0], some[-1])), tasks)
-            try:
-                trial.write.format("noop").mode("overwrite").save()
-            except (PySparkException, Py4JError) as failure:
-                if faults.classify(failure) in (Fault.CRASH, Fault.RAISED):
-                    return True
-                raise faults.failure(failure, self._plan.options.output) from failure
-            return False
+    def try_some(self, requests: Sequence[str], blamed: Blamed) -> None:
+        between = F.col(REQUEST_ID).between(requests[0], requests[-1])
+        trial = self.scorer._ask(self._sound(blamed).where(between), self._tasks(len(requests)))
+        trial.write.format("noop").mode("overwrite").save()
 
-        try:
-            return faults.find_culprit(requests, fails), trials
-        except ScoringError as nothing_works:
-            raise ScoringError(f"{faults.why(error)}; {nothing_works}") from error
+    def _sound(self, blamed: Blamed) -> DataFrame:
+        return self.rows.where(F.col(REFUSAL).isNull() & ~F.col(REQUEST_ID).isin(*blamed))
+
+    def _tasks(self, requests: int) -> int:
+        return count_tasks(requests, self.slots, self.scorer._seconds_per_request)
 
 
 def _count(scored: DataFrame) -> tuple[dict[str, int], int]:

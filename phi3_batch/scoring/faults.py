@@ -2,20 +2,13 @@
 
 import errno
 import re
-from collections.abc import Callable, Sequence
 from enum import Enum
-from threading import Lock
 
 from py4j.protocol import Py4JError, Py4JJavaError
 
 from phi3_batch.errors import InputGoneError, RowErrorCode, ScoringError
 from phi3_batch.scoring.said import first_line
 from phi3_batch.scoring.tables import Location
-
-# Rows that may kill the process that runs them before the model, or the machine, is to blame: so
-# many, or one in a hundred.
-_CRASHES_ALLOWED = 10
-_CRASH_SHARE_ALLOWED = 0.01
 
 
 class Fault(Enum):
@@ -197,61 +190,6 @@ def _raised(text: str) -> str | None:
         return by_model.group(1)
     raised = re.findall(r"^(?:\w+\.)*(\w+(?:Error|Exception))\b", text, re.MULTILINE)
     return raised[-1] if raised and "Traceback (most recent call last)" in text else None
-
-
-def find_culprit(requests: Sequence[str], fails: Callable[[Sequence[str]], bool]) -> str | None:
-    """The request that makes a job fail, by halving: about log2 of their number of trials.
-
-    Args:
-        requests: among which it is, sorted.
-        fails: whether a job on neighbouring ones of them fails.
-
-    Returns:
-        One request that fails when it is alone; None when there is no such one.
-
-    Raises:
-        ScoringError: whatever was tried failed, and so it is none of the requests.
-    """
-    low, high, survived, alone_failed = 0, len(requests), False, False
-    while high - low > 1:
-        middle = (low + high) // 2
-        if fails(requests[low:middle]):
-            high, alone_failed = middle, middle - low == 1
-        else:
-            low, survived, alone_failed = middle, True, False
-    # twice: once may be by chance, and a row that is blamed has lost its completion
-    if not (alone_failed or fails(requests[low:high])) or not fails(requests[low:high]):
-        return None
-    if not survived and len(requests) > 1 and fails(requests[-1:]):
-        raise ScoringError("every request that was tried failed, one alone too")
-    return requests[low]
-
-
-class CrashLimit:
-    """Counts the rows that kill processes, and says when they are too many to be the rows' fault.
-
-    Args:
-        requests: of the run.
-    """
-
-    def __init__(self, requests: int) -> None:
-        self._allowed = max(_CRASHES_ALLOWED, int(requests * _CRASH_SHARE_ALLOWED))
-        self._found = 0
-        self._lock = Lock()
-
-    def add(self) -> None:
-        """Count one.
-
-        Raises:
-            ScoringError: that is one too many.
-        """
-        with self._lock:
-            self._found += 1
-            if self._found > self._allowed:
-                raise ScoringError(
-                    f"{self._found:,} requests have each failed alone, which looks like the model"
-                    " or too little memory, not like the rows"
-                )
 
 
 def row_error(error: Exception) -> tuple[RowErrorCode, str]:

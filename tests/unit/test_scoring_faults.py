@@ -1,17 +1,11 @@
-"""Why jobs fail, and how the row that does it is found."""
-
-import math
-from collections import Counter
-from collections.abc import Sequence
+"""Why jobs fail."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from py4j.protocol import Py4JError, Py4JNetworkError
 
-from phi3_batch.errors import InputGoneError, RowErrorCode, ScoringError
+from phi3_batch.errors import InputGoneError, RowErrorCode
 from phi3_batch.scoring import faults
-from phi3_batch.scoring.faults import CrashLimit, Fault, classify, find_culprit, why
+from phi3_batch.scoring.faults import Fault, classify, why
 from phi3_batch.scoring.tables import Location
 
 OUTPUT = Location("/tables/out")
@@ -186,76 +180,3 @@ def test_what_a_culprits_row_says() -> None:
     assert faults.row_error(RuntimeError(WORKER_DIED))[0] is RowErrorCode.WORKER_CRASHED
     code, message = faults.row_error(RuntimeError(MODEL_RAISED))
     assert (code, message) == (RowErrorCode.ENGINE_ERROR, "the model raised ValueError")
-
-
-@given(st.integers(2, 600), st.data())
-def test_one_bad_request_is_found_in_about_log2_trials(count: int, data: st.DataObject) -> None:
-    requests = [f"{number:04}" for number in range(count)]
-    bad = data.draw(st.sampled_from(requests))
-    trials: list[Sequence[str]] = []
-
-    def fails(some: Sequence[str]) -> bool:
-        trials.append(some)
-        return bad in some
-
-    assert find_culprit(requests, fails) == bad
-    assert len(trials) <= math.ceil(math.log2(count)) + 3
-    # neighbours only: a job selects them by the first and the last
-    assert all(list(some) == requests[requests.index(some[0]) :][: len(some)] for some in trials)
-
-
-@given(st.integers(3, 200), st.data())
-def test_of_several_bad_requests_one_is_found(count: int, data: st.DataObject) -> None:
-    requests = [f"{number:04}" for number in range(count)]
-    bad = data.draw(st.sets(st.sampled_from(requests[:-1]), min_size=1))
-    try:
-        found = find_culprit(requests, lambda some: any(request in bad for request in some))
-    except ScoringError:
-        pytest.fail("the last request is sound")
-    assert found in bad
-
-
-def test_a_crash_by_numbers_is_nobodys_fault() -> None:
-    requests = [f"{number:03}" for number in range(100)]
-    assert find_culprit(requests, lambda some: len(some) > 10) is None
-    assert find_culprit(requests, lambda some: False) is None
-
-
-def test_when_everything_fails_the_search_ends_soon() -> None:
-    trials = 0
-
-    def fails(some: Sequence[str]) -> bool:
-        nonlocal trials
-        trials += 1
-        return True
-
-    with pytest.raises(ScoringError, match="every request that was tried failed"):
-        find_culprit([f"{number:03}" for number in range(256)], fails)
-    assert trials <= 10
-
-
-def test_a_row_is_not_blamed_for_one_death_by_chance() -> None:
-    chances = iter([True, True, False, True, False, True])  # the last but one trial is alone
-    requests = [f"{number:03}" for number in range(8)]
-    assert find_culprit(requests, lambda some: next(chances) and len(some) > 1) is None
-    alone = Counter[str]()
-
-    def dies_once(some: Sequence[str]) -> bool:
-        alone[some[0]] += len(some) == 1
-        return "005" in some and alone["005"] < 2
-
-    assert find_culprit(requests, dies_once) is None
-
-
-def test_a_single_request_may_be_the_culprit() -> None:
-    assert find_culprit(["only"], lambda some: True) == "only"
-    assert find_culprit(["only"], lambda some: False) is None
-
-
-@pytest.mark.parametrize(("requests", "allowed"), [(20, 10), (1000, 10), (100_000, 1000)])
-def test_too_many_culprits_are_the_models_fault(requests: int, allowed: int) -> None:
-    limit = CrashLimit(requests)
-    for _ in range(allowed):
-        limit.add()
-    with pytest.raises(ScoringError, match="looks like the model or too little memory"):
-        limit.add()
