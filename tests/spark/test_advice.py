@@ -11,14 +11,23 @@ from pathlib import Path
 import pytest
 from pyspark.sql import SparkSession
 
+from phi3_batch.scoring import forecast
+from phi3_batch.scoring.forecast import Forecast
 from tests.spark.test_score import score
 
 Plan = Callable[..., str]
 
 
 @pytest.fixture
-def plan(tmp_path: Path, capfd: pytest.CaptureFixture[str], spark: SparkSession) -> Plan:
+def plan(
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    spark: SparkSession,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Plan:
     """Plan a job over a table of one row, given in SQL; returns the error, or nothing."""
+    nothing_tried = Forecast(tokens=None, pilot=None, requests=0, executors=1, cores_each=1)
+    monkeypatch.setattr(forecast, "make_forecast", lambda *_, **__: nothing_tried)
 
     def run(row: str, model: str, *options: str, output: str = "") -> str:
         source, output = str(tmp_path / "in"), output or str(tmp_path / "out")
