@@ -8,11 +8,13 @@ any more, 143 terminated.
 import os
 import sys
 from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 from rich.text import Text
 
-from phi3_batch.cli.console import err
+from phi3_batch import __version__
+from phi3_batch.cli.console import err, out
 from phi3_batch.cli.log import log_app
 from phi3_batch.cli.manage import build, doctor, promote, verify
 from phi3_batch.cli.plan import plan
@@ -21,13 +23,31 @@ from phi3_batch.cli.values import CheckedCommand
 from phi3_batch.errors import Phi3BatchError
 
 app = typer.Typer(
-    help="Batch inference with Phi-3 on Spark, on CPUs, through MLflow.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 app.add_typer(log_app, name="log")
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        out.print(f"phi3-batch {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def options_of_every_command(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Show the version and exit.", callback=_say_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """Batch inference with Phi-3 on Spark, on CPUs, through MLflow."""
+
+
 for command in (plan, score, verify, promote, build, doctor):
     app.command(cls=CheckedCommand)(command)
 

@@ -6,12 +6,15 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from phi3_batch.cli import options as given
 from phi3_batch.cli.console import out, print_field, status
+from phi3_batch.cli.options import help_of
 
 
 def verify(
-    input: given.Input,
+    input: Annotated[
+        str,
+        typer.Option(help=help_of("input"), metavar="TABLE_OR_PATH", show_default=False),
+    ],
     output: Annotated[
         str,
         typer.Option(

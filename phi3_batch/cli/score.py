@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from phi3_batch.cli import options as given
 from phi3_batch.cli.console import UNREAD, err, in_brackets, out, print_field, status
 from phi3_batch.cli.forecast import print_forecast, print_plan
+from phi3_batch.cli.options import takes_job_options
 from phi3_batch.cli.progress import progress_display
 from phi3_batch.errors import EnvironmentProblemError
+from phi3_batch.options import JobOptions
 
 if TYPE_CHECKING:  # the commands import what they need: --help must not wait for pyspark
     from phi3_batch.scoring.batch import Progress, Summary
@@ -24,28 +25,9 @@ if TYPE_CHECKING:  # the commands import what they need: --help must not wait fo
 _OUT_OF_BUDGET = 3
 
 
+@takes_job_options
 def score(
-    model: given.Model,
-    input: given.Input,
-    output: given.Output,
-    column: given.Column = None,
-    user_template: given.UserTemplateText = None,
-    system: given.System = None,
-    keep: given.Keep = None,
-    keep_response: given.KeepResponse = False,
-    limit: given.Limit = None,
-    mode: given.OutputMode = given.Mode.error,
-    id: given.Ids = None,
-    retry_errors: given.RetryErrors = False,
-    delete_removed: given.DeleteRemoved = False,
-    max_tokens: given.MaxTokens = None,
-    temperature: given.Temperature = None,
-    top_p: given.TopP = None,
-    top_k: given.TopK = None,
-    stop: given.Stop = None,
-    seed: given.Seed = None,
-    n: given.Choices = None,
-    param: given.Params = None,
+    options: JobOptions,
     max_hours: Annotated[
         float | None,
         typer.Option(
@@ -80,34 +62,13 @@ def score(
     A generation option that is not given has the model's own default. Models of prompts take all
     of them but --n, models of chats --max-tokens, --temperature, --stop and --n.
     """
-    asked = given.score_options(
-        model=model,
-        input=input,
-        output=output,
-        column=column,
-        user_template=user_template,
-        system=system,
-        keep=keep,
-        keep_response=keep_response,
-        limit=limit,
-        mode=mode,
-        ids=id,
-        retry_errors=retry_errors,
-        delete_removed=delete_removed,
-        param=param,
-        stop=stop,
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        seed=seed,
-        n=n,
-    )
     from phi3_batch import tracking
     from phi3_batch.models.wrap import wrap_pipeline
     from phi3_batch.report import check_report_file
     from phi3_batch.scoring import batch, forecast, plan, session
+    from phi3_batch.scoring.asked import ScoreOptions
 
+    asked = ScoreOptions.of(options)
     if report is not None:
         check_report_file(report)
     with status("starting Spark (the first start fetches Delta's jars)"):

@@ -20,12 +20,13 @@ from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, SparkSession
 
 from phi3_batch.errors import ScoringError
+from phi3_batch.options import WriteMode
 from phi3_batch.scoring import rivals
 from phi3_batch.scoring.columns import quoted
 from phi3_batch.scoring.incremental import update_clause
 from phi3_batch.scoring.ledger import Commit, Ledger, RunRecord, describe_commit, read_ledger
 from phi3_batch.scoring.rivals import Contender
-from phi3_batch.scoring.tables import Location, WriteMode
+from phi3_batch.scoring.tables import Location
 
 _SEQUENCE = "phi3_batch"
 _APP_ID = "spark.databricks.delta.write.txnAppId"

@@ -14,9 +14,10 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import StructField, StructType
 
 from phi3_batch.errors import TableError
+from phi3_batch.options import WriteMode
 from phi3_batch.scoring.columns import find_field, is_plain, named, quoted
 from phi3_batch.scoring.schema import ALWAYS_THERE
-from phi3_batch.scoring.tables import LENGTH_LIMIT, OutputTable, WriteMode, delta_table
+from phi3_batch.scoring.tables import LENGTH_LIMIT, OutputTable, delta_table
 
 _CONSTRAINT = "delta.constraints."
 _GENERATED, _IDENTITY = "delta.generationExpression", "delta.identity.start"

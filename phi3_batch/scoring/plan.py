@@ -5,7 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
 from phi3_batch.errors import InvalidParameterError, TableError
-from phi3_batch.generation import GenerationParams, check_choices
+from phi3_batch.generation import GenerationParams
 from phi3_batch.scoring import (
     balance,
     constraints,
@@ -25,6 +25,7 @@ from phi3_batch.scoring import (
     session,
     tables,
 )
+from phi3_batch.scoring.asked import ScoreOptions
 from phi3_batch.scoring.columns import OURS, find_field, join_names, named
 from phi3_batch.scoring.hidden import with_texts
 from phi3_batch.scoring.idle_limit import allowed_seconds
@@ -34,7 +35,7 @@ from phi3_batch.scoring.outputs import OutputState
 from phi3_batch.scoring.requests import RowRequests, prompt_requests
 from phi3_batch.scoring.rivals import Contender
 from phi3_batch.scoring.source import Source
-from phi3_batch.scoring.tables import InputTable, Location, OutputTable, WriteMode
+from phi3_batch.scoring.tables import InputTable, OutputTable
 from phi3_batch.scoring.udf import ModelUdf, model_udf
 
 # Columns of `ScoringPlan.work`, beside the input's.
@@ -42,50 +43,6 @@ REQUEST_ID = f"{OURS}request_id"
 REFUSAL = f"{OURS}refusal"
 BUCKET = f"{OURS}bucket"
 EXISTING = f"{OURS}existing"  # copies of a sampled request that were scored before
-
-_LARGEST_LIMIT = 2**31 - 1  # Spark's own, whose LIMIT is an int of the JVM
-
-
-@dataclass(frozen=True, slots=True)
-class ScoreOptions:
-    """What the user asked for.
-
-    Attributes:
-        model: MLflow URI of the model.
-        input: table or files to score.
-        output: Delta table to write.
-        source: which columns are the requests.
-        keep: input columns to carry into the output; None carries all.
-        keep_response: for a chat model, keep the whole completion object too.
-        limit: score this many rows at most; None scores all.
-        mode: what happens when the output has rows that are not this run's.
-        ids: columns that name a row: score only what is new or has changed since.
-        retry_errors: with ids, score rows again that have an error.
-        delete_removed: with ids, delete output rows that the input has no longer.
-        generation: generation parameters given by the user; the model's defaults for the others.
-
-    Raises:
-        InvalidParameterError: an option is out of range, or goes with no other that is given.
-    """
-
-    model: str
-    input: Location
-    output: Location
-    source: Source = field(default_factory=Source)
-    keep: tuple[str, ...] | None = None
-    keep_response: bool = False
-    limit: int | None = None
-    mode: WriteMode = "error"
-    ids: tuple[str, ...] = ()
-    retry_errors: bool = False
-    delete_removed: bool = False
-    generation: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        _check_generation(self.generation)
-        _check_incremental(self)
-        if self.limit is not None and not 1 <= self.limit <= _LARGEST_LIMIT:
-            raise InvalidParameterError(f"the limit must be from 1 to {_LARGEST_LIMIT} rows")
 
 
 @dataclass(frozen=True, slots=True)
@@ -457,27 +414,6 @@ def _sum_by_code(counts: Sequence[_Count]) -> dict[str, int]:
         if count.code:
             by_code[count.code] += count.rows
     return dict(by_code)
-
-
-def _check_generation(generation: Mapping[str, Any]) -> None:
-    """Raise for a value out of range."""
-    GenerationParams(**{name: value for name, value in generation.items() if name != "n"})
-    if "n" in generation:
-        check_choices(generation["n"])
-
-
-def _check_incremental(options: ScoreOptions) -> None:
-    """Raise for options that go together in no way."""
-    for name, given in (
-        ("--retry-errors", options.retry_errors),
-        ("--delete-removed", options.delete_removed),
-    ):
-        if given and not options.ids:
-            raise InvalidParameterError(f"{name} goes with --id, which says what a row is")
-    if options.delete_removed and options.limit is not None:
-        raise InvalidParameterError(
-            "--delete-removed would delete all rows beyond --limit: give one of them"
-        )
 
 
 def _load(

@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 from urllib.parse import urlsplit
 
 from delta.tables import DeltaTable
@@ -22,8 +21,6 @@ from phi3_batch.scoring import input_files
 from phi3_batch.scoring.columns import is_plain, named
 from phi3_batch.scoring.said import first_line
 from phi3_batch.scoring.values import as_json
-
-WriteMode = Literal["error", "append", "overwrite"]
 
 # Delta keeps these out of column names unless a table has column mapping
 _REFUSED_BY_DELTA = re.compile(r"[ ,;{}()\n\t=]")

@@ -46,7 +46,7 @@ HOSTILE = {
     "user_template": [*NO_TEXT, "", "no column", "{", "}", "{}", "{{a}}", "{a!r}", "{a:>9}"],
     "system": NO_TEXT,
     "keep": [value for value in NO_COLUMNS if value],  # none is none to keep
-    "id": NO_COLUMNS,
+    "ids": NO_COLUMNS,
     "limit": [*NO_COUNT, "0", str(2**31)],
     "mode": [*NO_NAME, "replace", "ERROR"],
     "max_tokens": [*NO_COUNT, "0", str(2**31)],

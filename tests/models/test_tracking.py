@@ -15,11 +15,12 @@ import mlflow
 import pytest
 
 from phi3_batch import tracking
+from phi3_batch.scoring.asked import ScoreOptions
 from phi3_batch.scoring.batch import Outcome, Progress, Summary
 from phi3_batch.scoring.chunks import ScoredChunk
 from phi3_batch.scoring.model import ModelKind, ScoringModel
 from phi3_batch.scoring.outputs import OutputState
-from phi3_batch.scoring.plan import Chunk, ScoreOptions, ScoringPlan
+from phi3_batch.scoring.plan import Chunk, ScoringPlan
 from phi3_batch.scoring.rivals import Contender
 from phi3_batch.scoring.statistics import ChunkRecord, Statistics
 from phi3_batch.scoring.tables import InputTable, Location

@@ -11,10 +11,11 @@ from pyspark.sql import DataFrame, SparkSession
 from phi3_batch.errors import ScoringError
 from phi3_batch.models.wrap import wrap_pipeline
 from phi3_batch.scoring import idle_limit, udf
+from phi3_batch.scoring.asked import ScoreOptions
 from phi3_batch.scoring.batch import Budget, Progress, run_scoring
 from phi3_batch.scoring.chunks import ScoredChunk
 from phi3_batch.scoring.model import ScoringModel
-from phi3_batch.scoring.plan import ScoreOptions, plan_scoring
+from phi3_batch.scoring.plan import plan_scoring
 from phi3_batch.scoring.source import Source
 from phi3_batch.scoring.tables import Location
 from tests.spark.test_other_models import log

@@ -12,10 +12,11 @@ from pyspark.sql import functions as F
 from phi3_batch.cli import main
 from phi3_batch.models.wrap import wrap_pipeline
 from phi3_batch.scoring import identity
+from phi3_batch.scoring.asked import ScoreOptions
 from phi3_batch.scoring.balance import Balance
 from phi3_batch.scoring.batch import Budget, run_scoring
 from phi3_batch.scoring.chunks import ChunkScorer, ScoredChunk
-from phi3_batch.scoring.plan import Chunk, ScoreOptions, plan_scoring
+from phi3_batch.scoring.plan import Chunk, plan_scoring
 from phi3_batch.scoring.tables import Location
 from tests.spark.test_runs import said as said
 from tests.spark.test_score import score

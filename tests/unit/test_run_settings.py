@@ -15,8 +15,8 @@ from pyspark.sql.types import (
 )
 
 from phi3_batch.scoring import plan
+from phi3_batch.scoring.asked import ScoreOptions
 from phi3_batch.scoring.model import FoundModel
-from phi3_batch.scoring.plan import ScoreOptions
 from phi3_batch.scoring.source import Source
 from phi3_batch.scoring.tables import Location
 from phi3_batch.scoring.user_template import UserTemplate

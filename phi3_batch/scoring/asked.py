@@ -1,0 +1,144 @@
+"""What was asked of a job, read and in range; nothing of it was looked up yet."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from phi3_batch.errors import InvalidParameterError
+from phi3_batch.generation import GenerationParams, check_choices
+from phi3_batch.options import GENERATION, JobOptions, WriteMode
+from phi3_batch.scoring.columns import split_names
+from phi3_batch.scoring.source import Source
+from phi3_batch.scoring.tables import Location
+from phi3_batch.scoring.user_template import UserTemplate
+
+_LARGEST_LIMIT = 2**31 - 1  # Spark's own, whose LIMIT is an int of the JVM
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreOptions:
+    """What the user asked for.
+
+    Attributes:
+        model: MLflow URI of the model.
+        input: table or files to score.
+        output: Delta table to write.
+        source: which columns are the requests.
+        keep: input columns to carry into the output; None carries all.
+        keep_response: for a chat model, keep the whole completion object too.
+        limit: score this many rows at most; None scores all.
+        mode: what happens when the output has rows that are not this run's.
+        ids: columns that name a row: score only what is new or has changed since.
+        retry_errors: with ids, score rows again that have an error.
+        delete_removed: with ids, delete output rows that the input has no longer.
+        generation: generation parameters given by the user; the model's defaults for the others.
+
+    Raises:
+        InvalidParameterError: an option is out of range, or goes with no other that is given.
+    """
+
+    model: str
+    input: Location
+    output: Location
+    source: Source = field(default_factory=Source)
+    keep: tuple[str, ...] | None = None
+    keep_response: bool = False
+    limit: int | None = None
+    mode: WriteMode = "error"
+    ids: tuple[str, ...] = ()
+    retry_errors: bool = False
+    delete_removed: bool = False
+    generation: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, options: JobOptions) -> "ScoreOptions":
+        """Read what the user has said.
+
+        Raises:
+            InvalidParameterError: a template, a list of columns or a parameter's column cannot be
+                read, or an option is out of range.
+        """
+        template = options.user_template
+        given = {name: getattr(options, name) for name in GENERATION}
+        given["stop"] = tuple(given["stop"] or ()) or None
+        return cls(
+            model=options.model,
+            input=Location(options.input),
+            output=Location(options.output),
+            source=Source(
+                column=options.column,
+                system=options.system,
+                user_template=None if template is None else UserTemplate.parse(template),
+                param_columns=_param_columns(options.param or ()),
+            ),
+            keep=None if options.keep is None else _names("--keep", options.keep),
+            keep_response=options.keep_response,
+            limit=options.limit,
+            mode=options.mode,
+            ids=() if options.ids is None else _names("--id", options.ids),
+            retry_errors=options.retry_errors,
+            delete_removed=options.delete_removed,
+            generation={name: value for name, value in given.items() if value is not None},
+        )
+
+    def __post_init__(self) -> None:
+        _check_generation(self.generation)
+        _check_incremental(self)
+        if self.limit is not None and not 1 <= self.limit <= _LARGEST_LIMIT:
+            raise InvalidParameterError(f"the limit must be from 1 to {_LARGEST_LIMIT} rows")
+
+
+def _check_generation(generation: Mapping[str, Any]) -> None:
+    """Raise for a value out of range."""
+    GenerationParams(**{name: value for name, value in generation.items() if name != "n"})
+    if "n" in generation:
+        check_choices(generation["n"])
+
+
+def _check_incremental(options: ScoreOptions) -> None:
+    """Raise for options that go together in no way."""
+    for name, given in (
+        ("--retry-errors", options.retry_errors),
+        ("--delete-removed", options.delete_removed),
+    ):
+        if given and not options.ids:
+            raise InvalidParameterError(f"{name} goes with --id, which says what a row is")
+    if options.delete_removed and options.limit is not None:
+        raise InvalidParameterError(
+            "--delete-removed would delete all rows beyond --limit: give one of them"
+        )
+
+
+def _names(option: str, given: str | Sequence[str]) -> tuple[str, ...]:
+    """Names of columns, from a list of them or as the command line writes it."""
+    try:
+        names = split_names(given) if isinstance(given, str) else tuple(given)
+    except csv.Error as error:
+        raise InvalidParameterError(
+            f"{option} {given} cannot be read ({error}); a name with a comma in it goes between"
+            " backticks"
+        ) from error
+    if not all(name.strip() for name in names):
+        raise InvalidParameterError(f"{option} {given} has no column's name beside a comma")
+    if doubled := [name for name in names if names.count(name) > 1]:
+        raise InvalidParameterError(f"{option} names column {doubled[0]!r} twice")
+    return names
+
+
+def _param_columns(given: Mapping[str, str] | Sequence[str]) -> dict[str, str]:
+    """Columns by the parameters' names, from a mapping or from ``["temperature=col:warmth"]``."""
+    if isinstance(given, Mapping):
+        return dict(given)
+    found: dict[str, str] = {}
+    for text in given:
+        name, _, column = text.partition("=col:")
+        if not name or not column:
+            raise InvalidParameterError(
+                f"--param {text} is not of the form NAME=col:COLUMN; a value for all rows has an"
+                " option of its own, such as --temperature"
+            )
+        if name in found:
+            raise InvalidParameterError(f"--param {name} is given twice")
+        found[name] = column
+    return found
