@@ -32,6 +32,7 @@ from phi3_batch.generation import GenerationParams, Request
 from phi3_batch.machine import available_memory_bytes
 from phi3_batch.model_files import Checkpoint, ModelFolder
 from phi3_batch.text import ChatTemplate, Message
+from phi3_batch.words import first_line
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 ACCURACY_LEVELS = (0, 1, 2, 3, 4)
@@ -276,7 +277,7 @@ def fetch_checkpoint(name_or_path: str) -> Path:
     try:
         return Path(snapshot_download(name_or_path, allow_patterns=list(_HUB_FILES)))
     except Exception as error:  # of its own, of the HTTP client, of the file system
-        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        reason = f"{type(error).__name__}: {first_line(error)}"
         raise InvalidModelError(
             f"no folder {name_or_path}, and Hugging Face does not give it ({reason}):"
             " check the name and the network, or give a checkpoint's folder"

@@ -11,6 +11,7 @@ from phi3_batch.engines.registry import CHECKPOINT_ENGINES, ONNX_ENGINES
 from phi3_batch.environment import check_java, check_python
 from phi3_batch.errors import EnvironmentProblemError, Phi3BatchError
 from phi3_batch.machine import memory_bytes, processors
+from phi3_batch.words import first_line
 
 # resident size of Phi-3-mini's int4 build while OpenVINO runs it: 5.4 GB, and 1.6 GB of KV cache
 # for the 4,096 tokens that it has room for at least (docs/models.md)
@@ -95,7 +96,7 @@ def _model_store() -> str:
     try:
         mlflow.MlflowClient().search_registered_models(max_results=1)
     except (MlflowException, OSError) as error:
-        reason = str(error).partition("\n")[0]
+        reason = first_line(error)
         raise EnvironmentProblemError(
             f"{mlflow.get_registry_uri()} does not answer ({reason}): set MLFLOW_TRACKING_URI"
         ) from error

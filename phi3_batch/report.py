@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from phi3_batch.errors import InvalidParameterError
 from phi3_batch.scoring.statistics import ChunkRecord, Histogram
+from phi3_batch.words import format_duration
 
 _COMPLETE = "complete"
 # A stretch without work is cut out of the time axis when it is longer than this many chunks.
@@ -214,15 +215,6 @@ def summarize(report: RunReport) -> str:
             f" ({format_share(failed, report.rows)}), by code below."
         )
     return f"{what}, and all is well: no row failed."
-
-
-def format_duration(seconds: float) -> str:
-    """A time as people say it, such as "3 h 12 min", "2 min 5 s" or "4.2 s"."""
-    if round(seconds, 1) < 60:
-        return f"{seconds:.1f} s"
-    if round(seconds) < 3600:
-        return "{} min {} s".format(*divmod(round(seconds), 60))
-    return "{:,} h {} min".format(*divmod(round(seconds / 60), 60))
 
 
 def format_share(part: int, whole: int) -> str:

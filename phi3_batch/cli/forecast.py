@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from phi3_batch.cli.console import in_brackets, out, print_field
-from phi3_batch.cli.progress import duration
+from phi3_batch.words import format_duration
 
 if TYPE_CHECKING:
     from phi3_batch.scoring.forecast import Forecast
@@ -72,7 +72,7 @@ def print_forecast(forecast: "Forecast", refused: Mapping[str, int]) -> None:
         )
         print_field(
             "expected",
-            f"{duration(forecast.hours * 3600)} for {forecast.requests:,} requests on"
+            f"{format_duration(forecast.hours * 3600)} for {forecast.requests:,} requests on"
             f" {forecast.executors:,} executors with {forecast.cores_each} cores each:"
             f" {forecast.core_hours:,.2f} core-hours",
         )

@@ -9,6 +9,7 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
 from phi3_batch.cli.console import err, in_brackets
+from phi3_batch.words import format_duration
 
 if TYPE_CHECKING:
     from phi3_batch.scoring.batch import Progress
@@ -50,14 +51,5 @@ def _words(progress: "Progress", counts_tokens: bool) -> str:
     if progress.requests_done and counts_tokens:
         parts.append(f"{progress.tokens_per_second:,.1f} tokens/s")
     if progress.seconds_left:
-        parts.append(f"{duration(progress.seconds_left)} left")
+        parts.append(f"{format_duration(progress.seconds_left)} left")
     return ", ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """``3 h 12 min``, ``2 min 5 s`` or ``42 s``."""
-    whole = round(seconds)
-    hours, minutes = divmod(whole // 60, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {whole % 60} s" if minutes else f"{whole} s"

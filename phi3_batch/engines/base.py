@@ -95,11 +95,3 @@ class CompletionBuilder:
             if (position := text.find(stop, max(0, len(text) - len(new_text) - len(stop)))) >= 0
         ]
         return min(found, default=None)
-
-
-def first_line(error: Exception) -> str:
-    """What a runtime says of a failure, cut to one short line.
-
-    Runtimes speak of shapes, sizes and nodes, never of text: they are given token ids alone.
-    """
-    return str(error).partition("\n")[0][:200] or type(error).__name__

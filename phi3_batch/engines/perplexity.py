@@ -10,9 +10,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from phi3_batch.engines.base import first_line
 from phi3_batch.errors import EngineError, InvalidParameterError
 from phi3_batch.text import Tokenizer
+from phi3_batch.words import first_line
 
 # Written for this, and not to be changed: figures of different days are to be compared.
 SAMPLE_TEXT = Path(__file__).with_name("sample_text.txt")

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from phi3_batch.contract import ENGINE_VARIABLE
-from phi3_batch.engines.base import Engine, first_line
+from phi3_batch.engines.base import Engine
 from phi3_batch.engines.onnxruntime.spec import ONNXRUNTIME_GENAI
 from phi3_batch.engines.ov.spec import OPENVINO
 from phi3_batch.engines.spec import EngineSpec, Folder
 from phi3_batch.engines.torch.spec import TRANSFORMERS
 from phi3_batch.errors import EngineError, InvalidParameterError
 from phi3_batch.model_files import Checkpoint, Manifest, ModelFolder
+from phi3_batch.words import first_line
 
 # The fastest first: "auto" is the first that can run a build.
 ONNX_ENGINES: tuple[EngineSpec[ModelFolder], ...] = (OPENVINO, ONNXRUNTIME_GENAI)

@@ -6,6 +6,7 @@ import mlflow
 from mlflow.exceptions import MlflowException
 
 from phi3_batch.errors import InvalidParameterError
+from phi3_batch.words import first_line
 
 # MLflow's rules for the names of logged models and of aliases, which it has no call to ask for.
 _NOT_IN_NAMES = "/:.%\"'"
@@ -58,7 +59,7 @@ def _check_registered_name(name: str) -> None:
     except MlflowException as error:
         if error.error_code == "INVALID_PARAMETER_VALUE" or len(name) > _LONGEST:
             raise InvalidParameterError(
-                f"a model cannot be registered as {name!r}: {str(error).partition(chr(10))[0]}"
+                f"a model cannot be registered as {name!r}: {first_line(error)}"
             ) from error
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED"):
             raise

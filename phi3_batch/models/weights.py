@@ -10,9 +10,9 @@ from mlflow.pyfunc.model import PythonModelContext
 
 from phi3_batch import scratch
 from phi3_batch.engines import Engine, choose, get_engine, registry
-from phi3_batch.engines.base import first_line
 from phi3_batch.errors import InvalidModelError
 from phi3_batch.model_files import Checkpoint, Manifest, ModelFolder
+from phi3_batch.words import first_line
 
 MODEL_ARTIFACT = "phi3-mini-onnx"
 CHECKPOINT_ARTIFACT = "checkpoint"

@@ -142,7 +142,6 @@ class JobPool:
         self._spark = spark
         self._threads = ThreadPoolExecutor(width)
         self._group = f"{_APP_NAME} {uuid.uuid4()}"
-        self._cancelled = False
         try:
             self._context: SparkContext | None = spark.sparkContext
         except PySparkAttributeError:  # Spark Connect
@@ -161,14 +160,8 @@ class JobPool:
         run = inheritable_thread_target(self._spark)(grouped) if self._context else grouped
         return self._threads.submit(run)
 
-    @property
-    def cancelled(self) -> bool:
-        """Whether :meth:`cancel` was called: a job that fails then has failed for that reason."""
-        return self._cancelled
-
     def cancel(self) -> None:
         """Stop the running jobs; what they have not committed is dropped."""
-        self._cancelled = True
         if self._context:
             self._context.cancelJobGroup(self._group)
         else:

@@ -14,12 +14,12 @@ from phi3_batch.report import (
     Histogram,
     RunReport,
     busy_seconds,
-    format_duration,
     format_share,
     rate_curve,
     render,
     summarize,
 )
+from phi3_batch.words import format_duration
 
 START = datetime(2026, 3, 2, 21, 14, 8, tzinfo=UTC)
 

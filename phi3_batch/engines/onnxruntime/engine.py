@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime_genai as og
 from numpy.typing import NDArray
 
-from phi3_batch.engines.base import CompletionBuilder, Engine, first_line
+from phi3_batch.engines.base import CompletionBuilder, Engine
 from phi3_batch.engines.onnxruntime.spec import SMALLEST_CAPACITY, cache_capacity
 from phi3_batch.engines.order import by_prefix, common_prefix_length
 from phi3_batch.engines.sampling import choose_token
@@ -23,6 +23,7 @@ from phi3_batch.errors import EngineError, RowErrorCode
 from phi3_batch.generation import Completion, Request
 from phi3_batch.model_files.longrope import find_switch
 from phi3_batch.model_files.onnx_build import ModelFolder
+from phi3_batch.words import first_line
 
 og.disable_telemetry_events()  # prompts are people's data: nothing leaves the machine
 

@@ -16,7 +16,7 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
-from phi3_batch.engines.base import CompletionBuilder, Engine, first_line
+from phi3_batch.engines.base import CompletionBuilder, Engine
 from phi3_batch.engines.sampling import choose_token
 from phi3_batch.engines.threads import thread_count
 from phi3_batch.engines.time_limit import time_limit
@@ -24,6 +24,7 @@ from phi3_batch.engines.torch.spec import BATCH_ROWS, BATCH_TOKENS
 from phi3_batch.errors import EngineError, RowErrorCode
 from phi3_batch.generation import Completion, GenerationParams, Request
 from phi3_batch.model_files.checkpoint import Checkpoint
+from phi3_batch.words import first_line
 
 # Whatever the weights are stored as. In bfloat16 a row's logits depend on who shares its batch: 7
 # of 16 greedy answers came out other than alone (4 random layers of Phi-3-mini's size), in float32
