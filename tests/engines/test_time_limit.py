@@ -17,7 +17,8 @@ SETTING = """
 import faulthandler, pathlib, sys, tempfile, time
 from tests.conftest import TINY_CHECKPOINT, TINY_MODEL
 from phi3_batch.model_files import Checkpoint, ModelFolder
-from phi3_batch.engines import {module} as runtime, time_limit
+from phi3_batch.engines import time_limit
+from phi3_batch.engines.{module} import engine as runtime
 from phi3_batch.engines.ov.graph import convert
 from phi3_batch.generation import GenerationParams, Request
 
@@ -40,8 +41,8 @@ def hang_in(seconds):
 """
 OPENVINO = "runtime.OpenVINOEngine(folder := ModelFolder.open(TINY_MODEL), converted(folder))"
 ENGINES = {
-    "onnxruntime_genai": "runtime.OnnxRuntimeGenAIEngine(ModelFolder.open(TINY_MODEL), threads=1)",
-    "transformers": "runtime.TransformersEngine(Checkpoint.open(TINY_CHECKPOINT), threads=1)",
+    "onnxruntime": "runtime.OnnxRuntimeGenAIEngine(ModelFolder.open(TINY_MODEL), threads=1)",
+    "torch": "runtime.TransformersEngine(Checkpoint.open(TINY_CHECKPOINT), threads=1)",
 }
 both_engines = pytest.mark.parametrize("module", ENGINES)
 MADRID = "The capital of Spain is Madrid."
@@ -51,8 +52,8 @@ MADRID = "The capital of Spain is Madrid."
 def run():
     """Runs code in a process of its own, with the limits on or off."""
 
-    def run(code, module="onnxruntime_genai", seconds=1.0, limits="1", **options):
-        engine = OPENVINO if module == "openvino" else ENGINES[module]
+    def run(code, module="onnxruntime", seconds=1.0, limits="1", **options):
+        engine = OPENVINO if module == "ov" else ENGINES[module]
         head = SETTING.format(module=module, seconds=seconds, engine=engine)
         environment = {k: v for k, v in os.environ.items() if k != "PHI3_BATCH_TIME_LIMITS"}
         if limits is not None:
@@ -93,7 +94,7 @@ class Hanging:
         time.sleep(100)
 engine._pipeline = Hanging(engine._pipeline)
 """
-    done = run(code + ANSWER, "openvino")
+    done = run(code + ANSWER, "ov")
     assert (done.returncode, done.stdout) == (1, "")
     assert "Timeout" in done.stderr
     assert "Madrid" not in done.stderr
