@@ -7,6 +7,8 @@ import time
 from functools import partial
 from pathlib import Path
 
+import pytest
+
 from phi3_batch.scoring.session import delta_package
 from tests.conftest import REPOSITORY, Sample
 from tests.faults.harness import (
@@ -20,6 +22,7 @@ from tests.faults.harness import (
     find_below,
     write_rows,
 )
+from tests.faults.test_kills import IS_DEEP
 from tests.processes.test_spark_submit import CORES
 from tests.processes.test_spark_submit import cluster as cluster
 
@@ -91,6 +94,7 @@ def test_executors_that_are_killed(
     assert_each_row_once(rows, workplace.folder / "out")
 
 
+@pytest.mark.skipif(not IS_DEEP, reason="in `make faults`")
 def test_an_executor_that_is_killed_with_an_engine_in_it(
     model_uri: str, cluster: str, workplace: Workplace, samples: list[Sample]
 ) -> None:

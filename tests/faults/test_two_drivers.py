@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import Sample
 from tests.faults.harness import (
     Row,
@@ -11,6 +13,7 @@ from tests.faults.harness import (
     distinct_rows,
     write_rows,
 )
+from tests.faults.test_kills import IS_DEEP
 
 
 def score_twice_at_once(
@@ -42,6 +45,7 @@ def test_two_drivers_that_begin_and_then_replace_a_table(
     assert_each_row_once(rows[1_000:], output)
 
 
+@pytest.mark.skipif(not IS_DEEP, reason="in `make faults`; test_rivals.py has runs with ids too")
 def test_two_drivers_of_rows_with_ids(
     noting_uri: str, workplace: Workplace, samples: list[Sample]
 ) -> None:

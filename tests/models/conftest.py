@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from mlflow.models.model import ModelInfo
 
 import phi3_batch
-from phi3_batch.engines import Engine
+from phi3_batch.engines import Engine, registry
 from phi3_batch.engines import process as cache
 from phi3_batch.model_files import ModelFolder
 
@@ -95,13 +95,13 @@ def engines_loaded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The engines loaded from here on, none of them left over from before."""
     loaded: list[Path] = []
 
-    create_engine = cache._create_engine
+    create = registry.create
 
     def watched(folder: ModelFolder, *rest: Any) -> Engine:
-        engine = create_engine(folder, *rest)
+        engine = create(folder, *rest)
         loaded.append(folder.path)
         return engine
 
-    monkeypatch.setattr(cache, "_create_engine", watched)
+    monkeypatch.setattr(registry, "create", watched)
     monkeypatch.setattr(cache, "_loaded", None)
     return loaded

@@ -15,9 +15,9 @@ from phi3_batch.errors import InvalidModelError, InvalidParameterError
 
 REQUIRED = (
     *("mlflow", "tokenizers", "pandas", "numpy"),
-    *("filelock", "onnxruntime", "onnxruntime-genai", "platformdirs", "xxhash"),
+    *("filelock", "onnxruntime", "onnxruntime-genai", "platformdirs"),
 )
-ON_X86 = ("llvmlite", "openvino-genai")
+ON_X86 = ("llvmlite", "openvino-genai", "xxhash")
 INPUTS = (
     "['messages': Array({content: string (required), name: string (optional),"
     " role: string (required)}) (required), 'temperature': double (optional),"

@@ -83,7 +83,7 @@ def create(folder: ModelFolder, manifest: Manifest) -> Engine:
 OPENVINO = EngineSpec(
     name="openvino",
     packages=("openvino-genai", "llvmlite", "xxhash"),
-    machines=("x86_64", "AMD64"),  # it was tried on no other
+    machines=("x86_64",),  # it was tried on no other
     refuse=refuse,
     memory_bytes=memory_bytes,
     create=create,
