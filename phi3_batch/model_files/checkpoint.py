@@ -6,19 +6,16 @@ It is what the model builder makes ONNX builds of, and what a transformers pipel
 import importlib.util
 import json
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from phi3_batch.errors import EnvironmentProblemError, InvalidModelError
-from phi3_batch.model_files.dimensions import Dimensions, Limits
-from phi3_batch.model_files.manifest import Manifest, require_file
-from phi3_batch.text import Tokenizer
+from phi3_batch.model_files.dimensions import Dimensions
+from phi3_batch.model_files.folder import MODEL_TYPE, TOKENIZER, CheckedFolder
+from phi3_batch.model_files.manifest import require_file
 
-_MODEL_TYPE = "phi3"
 _CONFIG = "config.json"
 _GENERATION_CONFIG = "generation_config.json"
-_TOKENIZER = "tokenizer.json"
 _WEIGHTS = "model.safetensors"
 _WEIGHTS_INDEX = "model.safetensors.index.json"
 _ADAPTER = "adapter_config.json"
@@ -27,47 +24,22 @@ _DAMAGE = (AttributeError, KeyError, TypeError, ValueError)  # when JSON is not 
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class Checkpoint(CheckedFolder):
     """A checked checkpoint folder.
 
     Attributes:
-        path: the folder.
-        context_length: tokens of prompt and completion together. A LongRoPE model (128k) counts
-            with its short factors alone: beyond them its keys would have to be computed anew.
-        vocab_size: size of the logits, the tokenizer's vocabulary and padding.
-        end_token_ids: tokens that end a completion.
         dtype: of the stored weights, ``bfloat16`` and the like.
-        files: names of the files that make the model, relative to ``path``.
-        dimensions: of its layers.
+
+    The ``context_length`` of a LongRoPE model (128k) counts with its short factors alone: beyond
+    them its keys would have to be computed anew.
     """
 
-    path: Path
-    context_length: int
-    vocab_size: int
-    end_token_ids: tuple[int, ...]
     dtype: str
-    files: tuple[str, ...]
-    dimensions: Dimensions
-
-    @property
-    def model_type(self) -> str:
-        """The architecture's name in config.json."""
-        return _MODEL_TYPE
 
     @property
     def precision(self) -> str:
         """How the weights are stored."""
         return self.dtype
-
-    @property
-    def limits(self) -> Limits:
-        """What requests have to keep to."""
-        return Limits(self.context_length, self.vocab_size)
-
-    @cached_property
-    def tokenizer(self) -> Tokenizer:
-        """Of tokenizer.json, read when it is first asked for."""
-        return Tokenizer(self.path / _TOKENIZER)
 
     @classmethod
     def open(cls, path: str | Path) -> "Checkpoint":
@@ -83,9 +55,9 @@ class Checkpoint:
         if not (path / _CONFIG).is_file():
             raise InvalidModelError(f"{path} has no {_CONFIG}: it is not a Phi-3 checkpoint")
         config = _read_json(path, _CONFIG)
-        if config.get("model_type") != _MODEL_TYPE:
+        if config.get("model_type") != MODEL_TYPE:
             raise InvalidModelError(
-                f"{path} holds a model of type {config.get('model_type')!r}, not {_MODEL_TYPE!r}"
+                f"{path} holds a model of type {config.get('model_type')!r}, not {MODEL_TYPE!r}"
             )
         if (path / _ADAPTER).is_file():
             # transformers would add it where peft is installed, and nowhere else
@@ -93,7 +65,7 @@ class Checkpoint:
                 f"{path} has an adapter beside its weights: merge it into them"
                 f" (merge_and_unload of peft), or remove {_ADAPTER}"
             )
-        require_file(path, _TOKENIZER)
+        require_file(path, TOKENIZER)
         optional = [_GENERATION_CONFIG] if (path / _GENERATION_CONFIG).is_file() else []
         generation = _read_json(path, _GENERATION_CONFIG) if optional else {}
         try:
@@ -104,15 +76,11 @@ class Checkpoint:
                 end_token_ids=_end_token_ids(generation, config),
                 # transformers 4 called it torch_dtype
                 dtype=str(config.get("dtype") or config.get("torch_dtype") or "float32"),
-                files=(_CONFIG, *optional, _TOKENIZER, *_weight_files(path)),
+                files=(_CONFIG, *optional, TOKENIZER, *_weight_files(path)),
                 dimensions=_dimensions(config),
             )
         except _DAMAGE as error:
             raise _damaged(path / _CONFIG, error) from error
-
-    def read_manifest(self) -> Manifest:
-        """Digest every file; takes seconds for gigabytes."""
-        return Manifest.of(self.path, self.files)
 
 
 def require_torch() -> None:

@@ -9,18 +9,15 @@ import mmap
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import astuple, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from phi3_batch.errors import InvalidModelError
-from phi3_batch.model_files.dimensions import Dimensions, Limits
-from phi3_batch.model_files.manifest import Manifest, require_file
-from phi3_batch.text import Tokenizer
+from phi3_batch.model_files.dimensions import Dimensions
+from phi3_batch.model_files.folder import MODEL_TYPE, TOKENIZER, CheckedFolder
+from phi3_batch.model_files.manifest import require_file
 
-_MODEL_TYPE = "phi3"
 _CONFIG = "genai_config.json"
-_TOKENIZER = "tokenizer.json"
 _GRAPH = 2  # its place among the files
 
 # of a weight: some builds keep the layers that rounding harms most in 8 bits
@@ -47,33 +44,16 @@ class Quantization:
 
 
 @dataclass(frozen=True)
-class ModelFolder:
+class ModelFolder(CheckedFolder):
     """A checked model folder.
 
     Attributes:
-        path: the folder.
-        context_length: tokens of prompt and completion together.
-        vocab_size: size of the logits, the tokenizer's vocabulary and padding.
-        end_token_ids: tokens that end a completion.
         quantization: how the weights are stored.
         sliding_window: that section of genai_config.json, empty where there is none.
-        files: names of the files that make the model, relative to ``path``.
-        dimensions: of its layers.
     """
 
-    path: Path
-    context_length: int
-    vocab_size: int
-    end_token_ids: tuple[int, ...]
     quantization: Quantization
     sliding_window: Mapping[str, object]
-    files: tuple[str, ...]
-    dimensions: Dimensions
-
-    @property
-    def model_type(self) -> str:
-        """The architecture's name in genai_config.json."""
-        return _MODEL_TYPE
 
     @property
     def precision(self) -> str:
@@ -81,19 +61,9 @@ class ModelFolder:
         return str(self.quantization)
 
     @property
-    def limits(self) -> Limits:
-        """What requests have to keep to."""
-        return Limits(self.context_length, self.vocab_size)
-
-    @property
     def graph(self) -> Path:
         """The ONNX file."""
         return self.path / self.files[_GRAPH]
-
-    @cached_property
-    def tokenizer(self) -> Tokenizer:
-        """Of tokenizer.json, read when it is first asked for."""
-        return Tokenizer(self.path / _TOKENIZER)
 
     @classmethod
     def open(cls, path: str | Path) -> "ModelFolder":
@@ -108,12 +78,12 @@ class ModelFolder:
             raise InvalidModelError(f"no folder {path}: give the folder of an int4 ONNX build")
         config = _read_config(path)
         model = config["model"]
-        if model["type"] != _MODEL_TYPE:
+        if model["type"] != MODEL_TYPE:
             raise InvalidModelError(
-                f"{path} holds a model of type {model['type']!r}, not {_MODEL_TYPE!r}"
+                f"{path} holds a model of type {model['type']!r}, not {MODEL_TYPE!r}"
             )
         graph = str(model["decoder"]["filename"])
-        for name in (graph, _TOKENIZER):
+        for name in (graph, TOKENIZER):
             require_file(path, name)
         quantization, data_files = _read_graph(path / graph)
         for name in data_files:
@@ -125,13 +95,9 @@ class ModelFolder:
             end_token_ids=tuple(_end_token_ids(model)),
             quantization=quantization,
             sliding_window=model["decoder"].get("sliding_window", {}),
-            files=(_CONFIG, _TOKENIZER, graph, *data_files),
+            files=(_CONFIG, TOKENIZER, graph, *data_files),
             dimensions=_dimensions(model["decoder"]),
         )
-
-    def read_manifest(self) -> Manifest:
-        """Digest every file; takes seconds for gigabytes."""
-        return Manifest.of(self.path, self.files)
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -133,8 +133,7 @@ class ChunkScorer:
         """
         started = time.monotonic()
         work = _ChunkWork(self, self._work(chunk), chunk.requests, commit, slots)
-        done = persist(work, self._crash_limit, self._plan.options.output)
-        attempt, retries = done
+        attempt, retries = persist(work, self._crash_limit, self._plan.options.output)
         if chunk.requests:
             # the least of all chunks': others have waited for a slot
             each = attempt.seconds * slots / chunk.requests

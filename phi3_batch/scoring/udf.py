@@ -9,18 +9,20 @@ from typing import Any, NamedTuple
 import mlflow
 import pandas as pd
 from py4j.protocol import Py4JError
+from pyspark.cloudpickle import register_pickle_by_value
 from pyspark.errors import PySparkException
 from pyspark.sql import Column, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.functions import pandas_udf
 from pyspark.sql.types import StructType
 
+from phi3_batch import contract
 from phi3_batch.contract import (
     ENGINE_VARIABLE,
-    LOADED_ENGINE_VARIABLE,
     MESSAGES_INPUT,
     TIME_LIMITS_VARIABLE,
     USAGE_PARAM,
+    loaded_engine,
 )
 from phi3_batch.errors import EnvironmentProblemError, InvalidParameterError
 from phi3_batch.scoring import schema
@@ -39,6 +41,9 @@ from phi3_batch.scratch import temporary_files_here
 _NO_DATA_IN_ERRORS = {"MLFLOW_DISABLE_SCHEMA_DETAILS": "true"}
 # In a job, a row that hangs in native code ends its process, and the job finds the row.
 _WORKER_ENV = _NO_DATA_IN_ERRORS | {TIME_LIMITS_VARIABLE: "1"}
+
+# what asks for the engine travels to the workers, whatever release is there
+register_pickle_by_value(contract)  # type: ignore[no-untyped-call]
 
 _KILL_IDLE = "spark.sql.execution.pyspark.udf.killOnIdleTimeout"
 
@@ -160,13 +165,9 @@ def engines_in_use(spark: SparkSession, slots: int) -> set[str]:
         spark: the session, within :func:`worker_settings`.
         slots: tasks that run at the same time.
     """
-    variable = LOADED_ENGINE_VARIABLE
 
     def engine(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
-        import os  # the function travels to the workers alone, without this module
-
-        pid, _, loaded = os.environ.get(variable, "").partition(" ")
-        name = loaded if pid == str(os.getpid()) else ""
+        name = loaded_engine() or ""
         for batch in batches:
             yield batch.map(lambda _: name)
 

@@ -87,7 +87,7 @@ def checkpoint_of_shape(folder: Path, **config: object) -> Checkpoint:
     """A checkpoint without weights: what a build takes is told by config.json."""
     (folder / "config.json").write_text(json.dumps(PHI3_MINI | config), encoding="utf-8")
     dimensions = Dimensions(layers=32, key_value_heads=32, head_size=96, hidden_size=3072)
-    return Checkpoint(folder, 4096, 32064, (32000,), "bfloat16", ("config.json",), dimensions)
+    return Checkpoint(folder, 4096, 32064, (32000,), ("config.json",), dimensions, "bfloat16")
 
 
 def names(folder: Path) -> set[str]:

@@ -158,7 +158,7 @@ def test_examining_reads_no_weights_and_the_tokenizer_once(
     chat_model.examine([{"messages": user("Hi")}])
     tokenizer = prompt_model._folder.tokenizer
     # it cannot be read now
-    monkeypatch.setattr("phi3_batch.model_files.onnx_build.Tokenizer", None)
+    monkeypatch.setattr("phi3_batch.model_files.folder.Tokenizer", None)
     prompt_model.examine(prompts(SPAIN))
     chat_model.examine([{"messages": user("Hi")}])
     assert prompt_model._folder.tokenizer is tokenizer
