@@ -67,7 +67,9 @@ def job(store: Path, name: str, started: float) -> dict[str, Any]:
         Seconds of each part, the tokens generated, and how many chunks and calls there were.
     """
     from phi3_batch import cli, tracking
-    from phi3_batch.scoring import batch, plan, session
+    from phi3_batch.scoring import session
+    from phi3_batch.scoring.job import plan
+    from phi3_batch.scoring.job import run as runner
 
     seconds = {"Python and imports": time.time() - started}
     sessions: list[Any] = []
@@ -85,7 +87,7 @@ def job(store: Path, name: str, started: float) -> dict[str, Any]:
 
     session.get_session = clocked("session", session.get_session)  # type: ignore[assignment]
     plan.plan_scoring = clocked("plan", plan.plan_scoring)  # type: ignore[assignment]
-    batch.run_scoring = clocked("scoring", batch.run_scoring)  # type: ignore[assignment]
+    runner.run_scoring = clocked("scoring", runner.run_scoring)  # type: ignore[assignment]
     record = clocked("report", tracking.ScoringRun.record)
     tracking.ScoringRun.record = record  # type: ignore[method-assign]
     clock = store / f"{name}-clock"

@@ -6,8 +6,8 @@ from pyspark.sql import Column, SparkSession
 
 from phi3_batch.errors import InvalidModelError
 from phi3_batch.models.wrap import wrap_pipeline
-from phi3_batch.scoring.model import find_model, load_model
-from phi3_batch.scoring.udf import chat_udf
+from phi3_batch.scoring.rows.model import find_model, load_model
+from phi3_batch.scoring.rows.udf import chat_udf
 
 
 def spark_udf(spark: SparkSession, uri: str) -> Callable[..., Column]:

@@ -22,7 +22,7 @@ from phi3_batch.contract import (
 from phi3_batch.errors import InvalidParameterError, PromotionError
 from phi3_batch.models.names import check_alias
 from phi3_batch.models.wrap import wrap_pipeline
-from phi3_batch.scoring.model import find_model
+from phi3_batch.scoring.rows.model import find_model
 
 # Why a smoke row failed, where the model itself sees no error.
 _UNEXPECTED = "unexpected_text"

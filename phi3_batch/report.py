@@ -26,7 +26,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 from phi3_batch.errors import InvalidParameterError
-from phi3_batch.scoring.statistics import ChunkRecord, Histogram
+from phi3_batch.scoring.job.statistics import ChunkRecord, Histogram
 from phi3_batch.words import format_duration
 
 _COMPLETE = "complete"

@@ -26,10 +26,10 @@ from mlflow.exceptions import MlflowException
 from py4j.protocol import Py4JError
 
 from phi3_batch.report import RunReport, render
-from phi3_batch.scoring.batch import Outcome, Progress, Summary
-from phi3_batch.scoring.chunks import ScoredChunk
-from phi3_batch.scoring.plan import ScoringPlan
-from phi3_batch.scoring.tables import InputTable
+from phi3_batch.scoring.delta.tables import InputTable
+from phi3_batch.scoring.job.chunks import ScoredChunk
+from phi3_batch.scoring.job.plan import ScoringPlan
+from phi3_batch.scoring.job.run import Outcome, Progress, Summary
 
 _ENGINE_TAG = "phi3_batch.engine"
 _OUTCOME_TAG = "phi3_batch.outcome"

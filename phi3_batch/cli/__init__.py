@@ -79,7 +79,7 @@ def _one_line(error: Exception) -> str | None:
     from py4j.protocol import Py4JError
     from pyspark.errors import PySparkException
 
-    from phi3_batch.scoring import faults
+    from phi3_batch.scoring.job import faults
     from phi3_batch.scoring.said import first_line
 
     if isinstance(error, MlflowException):  # a store that does not answer, a name it refuses

@@ -8,8 +8,8 @@ from phi3_batch.cli.console import in_brackets, out, print_field
 from phi3_batch.words import format_duration
 
 if TYPE_CHECKING:
-    from phi3_batch.scoring.forecast import Forecast
-    from phi3_batch.scoring.plan import ScoringPlan
+    from phi3_batch.scoring.job.forecast import Forecast
+    from phi3_batch.scoring.job.plan import ScoringPlan
 
 
 def print_plan(plan: "ScoringPlan") -> None:

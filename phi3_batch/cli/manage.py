@@ -27,8 +27,8 @@ def verify(
     Needs no model. The exit code is 1 where a row is missing or there more than once.
     """
     from phi3_batch.scoring import session
-    from phi3_batch.scoring.tables import Location
-    from phi3_batch.scoring.verify import verify as verify_tables
+    from phi3_batch.scoring.delta.tables import Location
+    from phi3_batch.scoring.delta.verify import verify as verify_tables
 
     with status("starting Spark (the first start fetches Delta's jars)"):
         spark = session.get_session()

@@ -25,9 +25,10 @@ def plan(
     Takes the options of score, and writes nothing.
     """
     from phi3_batch.models.wrap import wrap_pipeline
-    from phi3_batch.scoring import forecast, session
-    from phi3_batch.scoring.asked import ScoreOptions
-    from phi3_batch.scoring.plan import plan_scoring
+    from phi3_batch.scoring import session
+    from phi3_batch.scoring.job import forecast
+    from phi3_batch.scoring.job.asked import ScoreOptions
+    from phi3_batch.scoring.job.plan import plan_scoring
 
     asked = ScoreOptions.of(options)
     with status("starting Spark (the first start fetches Delta's jars)"):

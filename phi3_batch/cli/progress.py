@@ -12,8 +12,8 @@ from phi3_batch.cli.console import err, in_brackets
 from phi3_batch.words import format_duration
 
 if TYPE_CHECKING:
-    from phi3_batch.scoring.batch import Progress
-    from phi3_batch.scoring.plan import ScoringPlan
+    from phi3_batch.scoring.job.plan import ScoringPlan
+    from phi3_batch.scoring.job.run import Progress
 
 # In a log, a line at each tenth of the rows; where that takes long, one in ten minutes.
 _LINE_AFTER_S = 600

@@ -17,8 +17,8 @@ from phi3_batch.errors import EnvironmentProblemError
 from phi3_batch.options import JobOptions
 
 if TYPE_CHECKING:  # the commands import what they need: --help must not wait for pyspark
-    from phi3_batch.scoring.batch import Progress, Summary
-    from phi3_batch.scoring.plan import ScoringPlan
+    from phi3_batch.scoring.job.plan import ScoringPlan
+    from phi3_batch.scoring.job.run import Progress, Summary
     from phi3_batch.tracking import ScoringRun
 
 # Beside the codes of every command: the budget is spent, and rows are left.
@@ -65,8 +65,11 @@ def score(
     from phi3_batch import tracking
     from phi3_batch.models.wrap import wrap_pipeline
     from phi3_batch.report import check_report_file
-    from phi3_batch.scoring import batch, forecast, plan, session
-    from phi3_batch.scoring.asked import ScoreOptions
+    from phi3_batch.scoring import session
+    from phi3_batch.scoring.job.asked import ScoreOptions
+    from phi3_batch.scoring.job.forecast import make_forecast
+    from phi3_batch.scoring.job.plan import plan_scoring
+    from phi3_batch.scoring.job.run import Budget, Outcome, check_finished, run_scoring
 
     asked = ScoreOptions.of(options)
     if report is not None:
@@ -74,16 +77,16 @@ def score(
     with status("starting Spark (the first start fetches Delta's jars)"):
         spark = session.get_session()
     with status("checking the tables and the model"):
-        planned = plan.plan_scoring(spark, asked, wrap_pipeline=wrap_pipeline)
+        planned = plan_scoring(spark, asked, wrap_pipeline=wrap_pipeline)
     print_plan(planned)
     if dry_run:
         with status("counting tokens, trying a few requests"):
-            expected = forecast.make_forecast(spark, planned, executors=None)
+            expected = make_forecast(spark, planned, executors=None)
         print_forecast(expected, planned.refused)
         return
     if planned.finished:
         with status("checking the output"):
-            summary = batch.check_finished(spark, planned)
+            summary = check_finished(spark, planned)
             page, recorded = tracking.record_finished(planned, summary, _warn)
         print_field("check", str(summary.balance))
         if recorded:
@@ -92,10 +95,10 @@ def score(
         if report:
             _write_report(page, report)
         return
-    budget = batch.Budget(hours=max_hours, output_tokens=max_output_tokens)
+    budget = Budget(hours=max_hours, output_tokens=max_output_tokens)
     with tracking.scoring_run(planned, _warn) as run, _sigterm_as_ctrl_c() as terminated:
         with progress_display(planned) as show:
-            summary = batch.run_scoring(
+            summary = run_scoring(
                 spark,
                 planned,
                 run.run_id,
@@ -103,7 +106,7 @@ def score(
                 on_progress=_interrupt_when_unread(show),
                 on_chunk=run.record_chunk,
             )
-        if summary.outcome is batch.Outcome.INTERRUPTED:
+        if summary.outcome is Outcome.INTERRUPTED:
             run.interrupted()
             err.print(f"interrupted: {_how_to_go_on(summary)}")
             raise typer.Exit(143 if terminated else UNREAD if err.quiet else 130)
@@ -111,7 +114,7 @@ def score(
     _print_summary(planned, summary, run)
     if report:
         _write_report(page, report)
-    if summary.outcome is batch.Outcome.OUT_OF_BUDGET:
+    if summary.outcome is Outcome.OUT_OF_BUDGET:
         err.print(f"the budget is spent: {_how_to_go_on(summary)}")
         raise typer.Exit(_OUT_OF_BUDGET)
 

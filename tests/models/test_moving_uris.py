@@ -10,7 +10,7 @@ from mlflow.models.model import ModelInfo
 from mlflow.types import ColSpec, Schema
 
 from phi3_batch.errors import InvalidModelError
-from phi3_batch.scoring.model import FoundModel, find_model, load_model
+from phi3_batch.scoring.rows.model import FoundModel, find_model, load_model
 from tests.conftest import REPOSITORY
 
 NAME = "moving-uris"

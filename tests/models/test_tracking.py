@@ -15,15 +15,15 @@ import mlflow
 import pytest
 
 from phi3_batch import tracking
-from phi3_batch.scoring.asked import ScoreOptions
-from phi3_batch.scoring.batch import Outcome, Progress, Summary
-from phi3_batch.scoring.chunks import ScoredChunk
-from phi3_batch.scoring.model import ModelKind, ScoringModel
-from phi3_batch.scoring.outputs import OutputState
-from phi3_batch.scoring.plan import Chunk, ScoringPlan
-from phi3_batch.scoring.rivals import Contender
-from phi3_batch.scoring.statistics import ChunkRecord, Statistics
-from phi3_batch.scoring.tables import InputTable, Location
+from phi3_batch.scoring.delta.outputs import OutputState
+from phi3_batch.scoring.delta.rivals import Contender
+from phi3_batch.scoring.delta.tables import InputTable, Location
+from phi3_batch.scoring.job.asked import ScoreOptions
+from phi3_batch.scoring.job.chunks import ScoredChunk
+from phi3_batch.scoring.job.plan import Chunk, ScoringPlan
+from phi3_batch.scoring.job.run import Outcome, Progress, Summary
+from phi3_batch.scoring.job.statistics import ChunkRecord, Statistics
+from phi3_batch.scoring.rows.model import ModelKind, ScoringModel
 
 CHUNK = ScoredChunk(Chunk(0, 10, 10), 1.0, 50)
 DONE = Progress(rows=10, rows_done=10, requests_left=0, rows_scored=10, seconds=1.0)

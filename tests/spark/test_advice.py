@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from pyspark.sql import SparkSession
 
-from phi3_batch.scoring import forecast
-from phi3_batch.scoring.forecast import Forecast
+from phi3_batch.scoring.job import forecast
+from phi3_batch.scoring.job.forecast import Forecast
 from tests.spark.test_score import score
 
 Plan = Callable[..., str]

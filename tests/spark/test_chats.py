@@ -13,9 +13,9 @@ from pyspark.sql import functions as F
 import phi3_batch
 from phi3_batch.engines import Engine
 from phi3_batch.errors import InvalidModelError, InvalidParameterError
-from phi3_batch.scoring import identity, schema
-from phi3_batch.scoring.requests import chat_requests, turns_of
-from phi3_batch.scoring.source import Source
+from phi3_batch.scoring.rows import identity, schema
+from phi3_batch.scoring.rows.requests import chat_requests, turns_of
+from phi3_batch.scoring.rows.source import Source
 from tests.conftest import ChatSample
 from tests.spark.test_score import OUTPUT_COLUMNS, score
 

@@ -8,8 +8,8 @@ from pyspark.sql import DataFrame, SparkSession
 
 from phi3_batch.cli import main
 from phi3_batch.errors import InvalidParameterError, TableError
-from phi3_batch.scoring.columns import values_digest
-from phi3_batch.scoring.incremental import check_ids, resolve_ids
+from phi3_batch.scoring.delta.incremental import check_ids, resolve_ids
+from phi3_batch.scoring.rows.columns import values_digest
 from tests.spark.test_score import MADRID, OUTPUT_COLUMNS, SPAIN, score
 
 Read = Callable[[str], DataFrame]

@@ -10,14 +10,14 @@ from pyspark.sql import DataFrame, SparkSession
 
 from phi3_batch.errors import ScoringError
 from phi3_batch.models.wrap import wrap_pipeline
-from phi3_batch.scoring import idle_limit, udf
-from phi3_batch.scoring.asked import ScoreOptions
-from phi3_batch.scoring.batch import Budget, Progress, run_scoring
-from phi3_batch.scoring.chunks import ScoredChunk
-from phi3_batch.scoring.model import ScoringModel
-from phi3_batch.scoring.plan import plan_scoring
-from phi3_batch.scoring.source import Source
-from phi3_batch.scoring.tables import Location
+from phi3_batch.scoring.delta.tables import Location
+from phi3_batch.scoring.job.asked import ScoreOptions
+from phi3_batch.scoring.job.chunks import ScoredChunk
+from phi3_batch.scoring.job.plan import plan_scoring
+from phi3_batch.scoring.job.run import Budget, Progress, run_scoring
+from phi3_batch.scoring.rows import idle_limit, udf
+from phi3_batch.scoring.rows.model import ScoringModel
+from phi3_batch.scoring.rows.source import Source
 from tests.spark.test_other_models import log
 from tests.spark.test_score import SPAIN, score
 
@@ -94,7 +94,9 @@ def test_a_copy_that_is_damaged_on_its_way_to_the_workers_ends_the_job(
         data.write_bytes(bytes(data.stat().st_size))
         return udf.model_udf(spark, model)
 
-    monkeypatch.setattr("phi3_batch.scoring.plan.model_udf", damaged_udf)  # the driver has loaded
+    monkeypatch.setattr(
+        "phi3_batch.scoring.job.plan.model_udf", damaged_udf
+    )  # the driver has loaded
     assert score(str(copy), write_prompts([SPAIN]), str(tmp_path / "out")) == 1
     [line] = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
     assert "model.onnx.data is not the file that was logged" in line

@@ -14,13 +14,14 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from phi3_batch.errors import TableError
-from phi3_batch.scoring import balance, identity, schema, tables, verify
-from phi3_batch.scoring.hidden import with_texts
-from phi3_batch.scoring.ledger import RunRecord
-from phi3_batch.scoring.model import ModelKind, ScoringModel
-from phi3_batch.scoring.source import Source
-from phi3_batch.scoring.tables import Location
-from phi3_batch.scoring.user_template import UserTemplate
+from phi3_batch.scoring.delta import balance, tables, verify
+from phi3_batch.scoring.delta.ledger import RunRecord
+from phi3_batch.scoring.delta.tables import Location
+from phi3_batch.scoring.rows import identity, schema
+from phi3_batch.scoring.rows.hidden import with_texts
+from phi3_batch.scoring.rows.model import ModelKind, ScoringModel
+from phi3_batch.scoring.rows.source import Source
+from phi3_batch.scoring.rows.user_template import UserTemplate
 
 SETTINGS = "s"
 DEFAULTS = {"temperature": 0.0, "max_tokens": 256, "stop": (), "n": 1, "stream": False}

@@ -11,8 +11,8 @@ import pytest
 from pyspark.sql import Row, SparkSession
 
 from phi3_batch.errors import TableError
-from phi3_batch.scoring.input_files import file_format, read_files
-from phi3_batch.scoring.tables import Location, open_input
+from phi3_batch.scoring.delta.input_files import file_format, read_files
+from phi3_batch.scoring.delta.tables import Location, open_input
 
 Read = Callable[[str], list[Row]]
 

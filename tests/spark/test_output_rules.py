@@ -11,8 +11,9 @@ from pyspark.sql.types import StructType
 
 from phi3_batch.errors import TableError
 from phi3_batch.options import WriteMode
-from phi3_batch.scoring import constraints, schema, tables
-from phi3_batch.scoring.tables import Location, OutputTable
+from phi3_batch.scoring.delta import constraints, tables
+from phi3_batch.scoring.delta.tables import Location, OutputTable
+from phi3_batch.scoring.rows import schema
 from tests.spark.test_score import MADRID, SPAIN, score
 
 ADDED = schema.output_columns(keep_response=False)

@@ -11,13 +11,13 @@ from pyspark.sql import functions as F
 
 from phi3_batch.cli import main
 from phi3_batch.models.wrap import wrap_pipeline
-from phi3_batch.scoring import identity
-from phi3_batch.scoring.asked import ScoreOptions
-from phi3_batch.scoring.balance import Balance
-from phi3_batch.scoring.batch import Budget, run_scoring
-from phi3_batch.scoring.chunks import ChunkScorer, ScoredChunk
-from phi3_batch.scoring.plan import Chunk, plan_scoring
-from phi3_batch.scoring.tables import Location
+from phi3_batch.scoring.delta.balance import Balance
+from phi3_batch.scoring.delta.tables import Location
+from phi3_batch.scoring.job.asked import ScoreOptions
+from phi3_batch.scoring.job.chunks import ChunkScorer, ScoredChunk
+from phi3_batch.scoring.job.plan import Chunk, plan_scoring
+from phi3_batch.scoring.job.run import Budget, run_scoring
+from phi3_batch.scoring.rows import identity
 from tests.spark.test_runs import said as said
 from tests.spark.test_score import score
 

@@ -14,10 +14,11 @@ import pytest
 from pyspark.sql import DataFrame, SparkSession
 
 from phi3_batch.cli import main
-from phi3_batch.scoring import identity, incremental, tables
-from phi3_batch.scoring.chunks import ChunkScorer, ScoredChunk
-from phi3_batch.scoring.plan import Chunk
-from phi3_batch.scoring.tables import Location
+from phi3_batch.scoring.delta import incremental, tables
+from phi3_batch.scoring.delta.tables import Location
+from phi3_batch.scoring.job.chunks import ChunkScorer, ScoredChunk
+from phi3_batch.scoring.job.plan import Chunk
+from phi3_batch.scoring.rows import identity
 from tests.conftest import Sample
 from tests.spark.test_score import MADRID, SPAIN, score
 

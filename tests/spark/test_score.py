@@ -10,7 +10,7 @@ from pyspark.sql import DataFrame, SparkSession
 from phi3_batch.cli import main
 from phi3_batch.engines import Engine
 from phi3_batch.engines.registry import choose
-from phi3_batch.scoring import forecast
+from phi3_batch.scoring.job import forecast
 from tests.conftest import Sample
 from tests.worker_log import engine_loads
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from pyspark.errors import PySparkException
 
 from phi3_batch.errors import InputGoneError, RowErrorCode, ScoringError
-from phi3_batch.scoring.attempts import Blamed, CrashLimit, find_culprit, persist
-from phi3_batch.scoring.tables import Location
+from phi3_batch.scoring.delta.tables import Location
+from phi3_batch.scoring.job.attempts import Blamed, CrashLimit, find_culprit, persist
 from tests.unit.test_scoring_faults import MODEL_RAISED, WORKER_DIED
 
 OUTPUT = Location("/tables/out")

@@ -4,7 +4,7 @@ import shlex
 
 import pytest
 
-from phi3_batch.scoring.columns import join_names, split_names
+from phi3_batch.scoring.rows.columns import join_names, split_names
 
 
 @pytest.mark.parametrize(

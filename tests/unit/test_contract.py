@@ -11,8 +11,8 @@ from phi3_batch import contract
 from phi3_batch.errors import InvalidModelError
 from phi3_batch.models.chat import ChatModel
 from phi3_batch.models.prompt import PromptModel
-from phi3_batch.scoring import requests, schema
-from phi3_batch.scoring.model import find_model
+from phi3_batch.scoring.rows import requests, schema
+from phi3_batch.scoring.rows.model import find_model
 
 
 @pytest.mark.parametrize("message", ["message 2 has no content", "is: not", "", "a: b: c"])

@@ -4,9 +4,9 @@ from typing import Any, cast
 
 import pytest
 
-from phi3_batch.scoring import idle_limit
-from phi3_batch.scoring.idle_limit import IDLE_LIMIT, IdleLimit, first_limit
-from phi3_batch.scoring.model import ModelKind, ScoringModel
+from phi3_batch.scoring.rows import idle_limit
+from phi3_batch.scoring.rows.idle_limit import IDLE_LIMIT, IdleLimit, first_limit
+from phi3_batch.scoring.rows.model import ModelKind, ScoringModel
 
 # 256 rows, one of which may have 128 answers of 4,000 tokens
 HEAVY_S = 255 * 2.0 * 10 + 128 * 4_000 * 2.0

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from phi3_batch.scoring.lines import OTHER_CONTENT, examine_csv, examine_json
+from phi3_batch.scoring.delta.lines import OTHER_CONTENT, examine_csv, examine_json
 
 
 def lines(text: str | bytes) -> list[bytes]:

@@ -8,7 +8,7 @@ import pytest
 from phi3_batch.cli import main
 from phi3_batch.errors import InvalidParameterError
 from phi3_batch.options import GENERATION, JobOptions
-from phi3_batch.scoring.asked import ScoreOptions
+from phi3_batch.scoring.job.asked import ScoreOptions
 
 TABLES = {"model": "models:/m/1", "input": "in", "output": "out"}
 

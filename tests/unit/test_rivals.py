@@ -6,8 +6,8 @@ from datetime import datetime
 import pytest
 
 from phi3_batch.errors import SupersededError
-from phi3_batch.scoring.ledger import Commit, Ledger, RunRecord
-from phi3_batch.scoring.rivals import (
+from phi3_batch.scoring.delta.ledger import Commit, Ledger, RunRecord
+from phi3_batch.scoring.delta.rivals import (
     Contender,
     check_comparison,
     check_order,

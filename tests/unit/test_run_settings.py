@@ -14,12 +14,12 @@ from pyspark.sql.types import (
     TimestampType,
 )
 
-from phi3_batch.scoring import plan
-from phi3_batch.scoring.asked import ScoreOptions
-from phi3_batch.scoring.model import FoundModel
-from phi3_batch.scoring.source import Source
-from phi3_batch.scoring.tables import Location
-from phi3_batch.scoring.user_template import UserTemplate
+from phi3_batch.scoring.delta.tables import Location
+from phi3_batch.scoring.job import plan
+from phi3_batch.scoring.job.asked import ScoreOptions
+from phi3_batch.scoring.rows.model import FoundModel
+from phi3_batch.scoring.rows.source import Source
+from phi3_batch.scoring.rows.user_template import UserTemplate
 
 TABLE = StructType(
     [

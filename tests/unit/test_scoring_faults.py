@@ -4,9 +4,9 @@ import pytest
 from py4j.protocol import Py4JError, Py4JNetworkError
 
 from phi3_batch.errors import InputGoneError, RowErrorCode
-from phi3_batch.scoring import faults
-from phi3_batch.scoring.faults import Fault, classify, why
-from phi3_batch.scoring.tables import Location
+from phi3_batch.scoring.delta.tables import Location
+from phi3_batch.scoring.job import faults
+from phi3_batch.scoring.job.faults import Fault, classify, why
 
 OUTPUT = Location("/tables/out")
 WORKER_DIED = """An error occurred while calling o1.append.

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phi3_batch.scoring import identity
-from phi3_batch.scoring.balance import Balance
-from phi3_batch.scoring.batch import Budget, Progress
-from phi3_batch.scoring.chunks import ScoredChunk
-from phi3_batch.scoring.ledger import Ledger, RunRecord, _read, describe_commit
-from phi3_batch.scoring.plan import Chunk
+from phi3_batch.scoring.delta.balance import Balance
+from phi3_batch.scoring.delta.ledger import Ledger, RunRecord, _read, describe_commit
+from phi3_batch.scoring.job.chunks import ScoredChunk
+from phi3_batch.scoring.job.plan import Chunk
+from phi3_batch.scoring.job.run import Budget, Progress
+from phi3_batch.scoring.rows import identity
 
 
 @given(st.integers(0, 10**9))

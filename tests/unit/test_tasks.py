@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phi3_batch.scoring.tasks import count_side_by_side, count_tasks
+from phi3_batch.scoring.job.tasks import count_side_by_side, count_tasks
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from pyspark.sql.types import (
 )
 
 from phi3_batch.errors import InvalidParameterError, TableError
-from phi3_batch.scoring.user_template import NOT_IN_BRACES, UserTemplate
+from phi3_batch.scoring.rows.user_template import NOT_IN_BRACES, UserTemplate
 
 TABLE = StructType(
     [

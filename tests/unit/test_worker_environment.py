@@ -8,8 +8,8 @@ import pytest
 from pyspark.sql.types import StringType
 
 from phi3_batch.errors import EnvironmentProblemError
-from phi3_batch.scoring.model import ModelKind, ScoringModel
-from phi3_batch.scoring.udf import model_udf
+from phi3_batch.scoring.rows.model import ModelKind, ScoringModel
+from phi3_batch.scoring.rows.udf import model_udf
 
 MODEL = ScoringModel(
     uri="models:/phi3/1",

@@ -13,14 +13,14 @@ from typing import NamedTuple
 from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
-from phi3_batch.scoring import identity, schema
-from phi3_batch.scoring.attempts import Blamed, CrashLimit, persist
-from phi3_batch.scoring.columns import named
-from phi3_batch.scoring.commits import Committer
-from phi3_batch.scoring.idle_limit import IdleLimit
-from phi3_batch.scoring.plan import BUCKET, EXISTING, REFUSAL, REQUEST_ID, Chunk, ScoringPlan
-from phi3_batch.scoring.requests import refuse
-from phi3_batch.scoring.tasks import count_side_by_side, count_tasks
+from phi3_batch.scoring.delta.commits import Committer
+from phi3_batch.scoring.job.attempts import Blamed, CrashLimit, persist
+from phi3_batch.scoring.job.plan import BUCKET, EXISTING, REFUSAL, REQUEST_ID, Chunk, ScoringPlan
+from phi3_batch.scoring.job.tasks import count_side_by_side, count_tasks
+from phi3_batch.scoring.rows import identity, schema
+from phi3_batch.scoring.rows.columns import named
+from phi3_batch.scoring.rows.idle_limit import IdleLimit
+from phi3_batch.scoring.rows.requests import refuse
 
 _COPY, _INPUTS, _RESULT = "__phi3_batch_copy", "__phi3_batch_inputs", "__phi3_batch_result"
 
@@ -237,7 +237,7 @@ class _Attempt(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _ChunkWork:
-    """A chunk as :func:`~phi3_batch.scoring.attempts.persist` takes it.
+    """A chunk as :func:`~phi3_batch.scoring.job.attempts.persist` takes it.
 
     Attributes:
         scorer: of the run.

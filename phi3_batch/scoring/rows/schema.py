@@ -13,7 +13,7 @@ from pyspark.sql.types import (
 
 from phi3_batch.contract import COUNTS, ERROR_OBJECT, REASON_SEPARATOR
 from phi3_batch.errors import RowErrorCode
-from phi3_batch.scoring.columns import find_field
+from phi3_batch.scoring.rows.columns import find_field
 
 _ERROR = StructType([StructField("code", StringType()), StructField("message", StringType())])
 

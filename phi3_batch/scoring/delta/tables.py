@@ -17,10 +17,10 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, DataType, MapType, StructField, StructType
 
 from phi3_batch.errors import TableError
-from phi3_batch.scoring import input_files
-from phi3_batch.scoring.columns import is_plain, named
+from phi3_batch.scoring.delta import input_files
+from phi3_batch.scoring.rows.columns import is_plain, named
+from phi3_batch.scoring.rows.values import as_json
 from phi3_batch.scoring.said import first_line
-from phi3_batch.scoring.values import as_json
 
 # Delta keeps these out of column names unless a table has column mapping
 _REFUSED_BY_DELTA = re.compile(r"[ ,;{}()\n\t=]")

@@ -15,7 +15,7 @@ from pyspark.sql.types import ArrayType, DataType, MapType, StringType, StructFi
 from phi3_batch.contract import MESSAGES_INPUT, PROMPT_INPUT, STREAM
 from phi3_batch.errors import RowErrorCode
 from phi3_batch.generation import MOST_STOP_CHARACTERS, MOST_STOP_STRINGS, TOO_MUCH_STOP
-from phi3_batch.scoring.columns import find_field
+from phi3_batch.scoring.rows.columns import find_field
 
 # What Spark calls the types of the parameters that a chat may have for itself.
 PARAM_TYPES = {"temperature": "double", "max_tokens": "long", "stop": "array<string>", "n": "long"}

@@ -16,7 +16,7 @@ from typing import Any
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
-from phi3_batch.scoring.tables import Location
+from phi3_batch.scoring.delta.tables import Location
 
 _KEY = "phi3_batch"
 _FEW = 8  # commits, which are read where only the latest ones are asked for

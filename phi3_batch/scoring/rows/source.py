@@ -19,10 +19,10 @@ from pyspark.sql.types import (
 
 from phi3_batch.contract import CHAT_PARAMS, MESSAGES_INPUT, PROMPT_INPUT
 from phi3_batch.errors import InvalidParameterError, TableError
-from phi3_batch.scoring.columns import find_field, named, typed
-from phi3_batch.scoring.hidden import hide
-from phi3_batch.scoring.model import FoundModel, ScoringModel
-from phi3_batch.scoring.requests import (
+from phi3_batch.scoring.rows.columns import find_field, named, typed
+from phi3_batch.scoring.rows.hidden import hide
+from phi3_batch.scoring.rows.model import FoundModel, ScoringModel
+from phi3_batch.scoring.rows.requests import (
     PARAM_TYPES,
     RowRequests,
     chat_requests,
@@ -30,8 +30,8 @@ from phi3_batch.scoring.requests import (
     prompt_requests,
     turns_of,
 )
-from phi3_batch.scoring.user_template import NOT_IN_BRACES, UserTemplate
-from phi3_batch.scoring.values import TEXT_TYPES
+from phi3_batch.scoring.rows.user_template import NOT_IN_BRACES, UserTemplate
+from phi3_batch.scoring.rows.values import TEXT_TYPES
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,10 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, DataType, MapType, StructField, StructType
 
 from phi3_batch.errors import InvalidParameterError, TableError
-from phi3_batch.scoring import schema, tables
-from phi3_batch.scoring.columns import (
+from phi3_batch.scoring.delta import tables
+from phi3_batch.scoring.delta.tables import OutputTable
+from phi3_batch.scoring.rows import schema
+from phi3_batch.scoring.rows.columns import (
     OURS,
     find_field,
     join_names,
@@ -17,7 +19,6 @@ from phi3_batch.scoring.columns import (
     quoted,
     values_digest,
 )
-from phi3_batch.scoring.tables import OutputTable
 
 _THERE, _ANSWERED, _FAILED = f"{OURS}there", f"{OURS}answered", f"{OURS}failed"
 _KEPT, _KEPT_THERE = f"{OURS}kept", f"{OURS}kept_there"

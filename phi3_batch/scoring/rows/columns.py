@@ -9,7 +9,7 @@ from pyspark.sql import Column
 from pyspark.sql import functions as F
 from pyspark.sql.types import DataType, StructField, StructType
 
-from phi3_batch.scoring.values import as_json
+from phi3_batch.scoring.rows.values import as_json
 
 # What the names of a job's own columns begin with, beside the input's.
 OURS = "__phi3_batch_"

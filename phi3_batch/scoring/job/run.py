@@ -15,13 +15,16 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from phi3_batch.errors import InputGoneError, ScoringError, SupersededError
-from phi3_batch.scoring import faults, schema, session, statistics, tables
-from phi3_batch.scoring.balance import Balance, compare_run
-from phi3_batch.scoring.chunks import ChunkScorer, ScoredChunk
-from phi3_batch.scoring.ledger import Ledger, read_ledger
-from phi3_batch.scoring.plan import ScoringPlan
-from phi3_batch.scoring.statistics import Statistics
-from phi3_batch.scoring.udf import engines_in_use, worker_settings
+from phi3_batch.scoring import session
+from phi3_batch.scoring.delta import tables
+from phi3_batch.scoring.delta.balance import Balance, compare_run
+from phi3_batch.scoring.delta.ledger import Ledger, read_ledger
+from phi3_batch.scoring.job import faults, statistics
+from phi3_batch.scoring.job.chunks import ChunkScorer, ScoredChunk
+from phi3_batch.scoring.job.plan import ScoringPlan
+from phi3_batch.scoring.job.statistics import Statistics
+from phi3_batch.scoring.rows import schema
+from phi3_batch.scoring.rows.udf import engines_in_use, worker_settings
 
 _TICK_S = 0.5
 

@@ -9,12 +9,13 @@ from pyspark.sql.types import StructType
 
 from phi3_batch.errors import InvalidParameterError, SupersededError, TableError
 from phi3_batch.options import WriteMode
-from phi3_batch.scoring import identity, tables
-from phi3_batch.scoring.columns import find_field
-from phi3_batch.scoring.ledger import Commit, Ledger, RunRecord, read_ledger
-from phi3_batch.scoring.rivals import Contender, check_order, check_standing
-from phi3_batch.scoring.schema import FINGERPRINT, REQUEST_ID
-from phi3_batch.scoring.tables import OutputTable
+from phi3_batch.scoring.delta import tables
+from phi3_batch.scoring.delta.ledger import Commit, Ledger, RunRecord, read_ledger
+from phi3_batch.scoring.delta.rivals import Contender, check_order, check_standing
+from phi3_batch.scoring.delta.tables import OutputTable
+from phi3_batch.scoring.rows import identity
+from phi3_batch.scoring.rows.columns import find_field
+from phi3_batch.scoring.rows.schema import FINGERPRINT, REQUEST_ID
 
 _WHAT_TO_DO = "use --mode append or --mode overwrite"
 

@@ -7,11 +7,12 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import StructField
 
 from phi3_batch.errors import TableError
-from phi3_batch.scoring import balance, identity, schema, tables
-from phi3_batch.scoring.balance import Balance
-from phi3_batch.scoring.columns import find_field, named
-from phi3_batch.scoring.ledger import Ledger, RunRecord, read_ledger
-from phi3_batch.scoring.tables import Location
+from phi3_batch.scoring.delta import balance, tables
+from phi3_batch.scoring.delta.balance import Balance
+from phi3_batch.scoring.delta.ledger import Ledger, RunRecord, read_ledger
+from phi3_batch.scoring.delta.tables import Location
+from phi3_batch.scoring.rows import identity, schema
+from phi3_batch.scoring.rows.columns import find_field, named
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,28 +15,21 @@ from pyspark.sql.types import StructType
 
 from phi3_batch.errors import InvalidParameterError, TableError
 from phi3_batch.generation import GenerationParams
-from phi3_batch.scoring import (
-    balance,
-    constraints,
-    identity,
-    incremental,
-    outputs,
-    schema,
-    session,
-    tables,
-)
-from phi3_batch.scoring.asked import ScoreOptions
-from phi3_batch.scoring.columns import OURS, find_field, join_names, named
-from phi3_batch.scoring.hidden import with_texts
-from phi3_batch.scoring.idle_limit import allowed_seconds
-from phi3_batch.scoring.ledger import RunRecord
-from phi3_batch.scoring.model import FoundModel, ScoringModel, find_model, load_model
-from phi3_batch.scoring.outputs import OutputState
-from phi3_batch.scoring.requests import RowRequests, prompt_requests
-from phi3_batch.scoring.rivals import Contender
-from phi3_batch.scoring.source import Source
-from phi3_batch.scoring.tables import InputTable, OutputTable
-from phi3_batch.scoring.udf import ModelUdf, model_udf
+from phi3_batch.scoring import session
+from phi3_batch.scoring.delta import balance, constraints, incremental, outputs, tables
+from phi3_batch.scoring.delta.ledger import RunRecord
+from phi3_batch.scoring.delta.outputs import OutputState
+from phi3_batch.scoring.delta.rivals import Contender
+from phi3_batch.scoring.delta.tables import InputTable, OutputTable
+from phi3_batch.scoring.job.asked import ScoreOptions
+from phi3_batch.scoring.rows import identity, schema
+from phi3_batch.scoring.rows.columns import OURS, find_field, join_names, named
+from phi3_batch.scoring.rows.hidden import with_texts
+from phi3_batch.scoring.rows.idle_limit import allowed_seconds
+from phi3_batch.scoring.rows.model import FoundModel, ScoringModel, find_model, load_model
+from phi3_batch.scoring.rows.requests import RowRequests, prompt_requests
+from phi3_batch.scoring.rows.source import Source
+from phi3_batch.scoring.rows.udf import ModelUdf, model_udf
 
 # Columns of `ScoringPlan.work`, beside the input's.
 REQUEST_ID = f"{OURS}request_id"

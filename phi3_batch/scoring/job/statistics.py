@@ -9,9 +9,9 @@ from typing import Any
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from phi3_batch.scoring import identity
-from phi3_batch.scoring.ledger import Ledger
-from phi3_batch.scoring.schema import REQUEST_ID
+from phi3_batch.scoring.delta.ledger import Ledger
+from phi3_batch.scoring.rows import identity
+from phi3_batch.scoring.rows.schema import REQUEST_ID
 
 # Bins of lengths: each half an octave wide, 1, 1.4, 2, 2.8, 4 … tokens.
 _BINS_PER_OCTAVE = 2

@@ -8,10 +8,10 @@ from typing import Any
 from phi3_batch.errors import InvalidParameterError
 from phi3_batch.generation import GenerationParams, check_choices
 from phi3_batch.options import GENERATION, JobOptions, WriteMode
-from phi3_batch.scoring.columns import split_names
-from phi3_batch.scoring.source import Source
-from phi3_batch.scoring.tables import Location
-from phi3_batch.scoring.user_template import UserTemplate
+from phi3_batch.scoring.delta.tables import Location
+from phi3_batch.scoring.rows.columns import split_names
+from phi3_batch.scoring.rows.source import Source
+from phi3_batch.scoring.rows.user_template import UserTemplate
 
 _LARGEST_LIMIT = 2**31 - 1  # Spark's own, whose LIMIT is an int of the JVM
 

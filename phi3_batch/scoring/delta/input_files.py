@@ -24,10 +24,10 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, DataType, StructField, StructType, VariantType
 
 from phi3_batch.errors import TableError
-from phi3_batch.scoring import lines as lines_module
-from phi3_batch.scoring.columns import named
-from phi3_batch.scoring.lines import OTHER_CONTENT, examine_csv, examine_json
-from phi3_batch.scoring.requests import text_of_parts
+from phi3_batch.scoring.delta import lines as lines_module
+from phi3_batch.scoring.delta.lines import OTHER_CONTENT, examine_csv, examine_json
+from phi3_batch.scoring.rows.columns import named
+from phi3_batch.scoring.rows.requests import text_of_parts
 
 _FORMATS = {
     ".jsonl": "json",

@@ -25,16 +25,16 @@ from phi3_batch.contract import (
     loaded_engine,
 )
 from phi3_batch.errors import EnvironmentProblemError, InvalidParameterError
-from phi3_batch.scoring import schema
-from phi3_batch.scoring.columns import named
-from phi3_batch.scoring.idle_limit import IDLE_LIMIT, first_limit
-from phi3_batch.scoring.model import (
+from phi3_batch.scoring.rows import schema
+from phi3_batch.scoring.rows.columns import named
+from phi3_batch.scoring.rows.idle_limit import IDLE_LIMIT, first_limit
+from phi3_batch.scoring.rows.model import (
     ModelKind,
     ScoringModel,
     mlflow_params,
     quiet_about_local_environment,
 )
-from phi3_batch.scoring.requests import chat_requests, with_stand_ins
+from phi3_batch.scoring.rows.requests import chat_requests, with_stand_ins
 from phi3_batch.scratch import temporary_files_here
 
 # An error of MLflow's schema enforcement quotes the data, unless this is set.

@@ -22,9 +22,9 @@ from pyspark.sql.types import (
     VariantType,
 )
 
-from phi3_batch.scoring.columns import find_field, typed
-from phi3_batch.scoring.requests import TURNS_TYPE, has_turns, turns_of
-from phi3_batch.scoring.values import TEXT_TYPES, as_json, as_text, has_timestamps
+from phi3_batch.scoring.rows.columns import find_field, typed
+from phi3_batch.scoring.rows.requests import TURNS_TYPE, has_turns, turns_of
+from phi3_batch.scoring.rows.values import TEXT_TYPES, as_json, as_text, has_timestamps
 
 # Hexadecimal digits. 128 bits of SHA-256 for requests, that many that no two of any table meet;
 # 64 bits each for the settings and the input, of which a table sees a handful.

@@ -14,9 +14,9 @@ from py4j.protocol import Py4JError
 from pyspark.errors import PySparkException
 
 from phi3_batch.errors import RowErrorCode, ScoringError
-from phi3_batch.scoring import faults
-from phi3_batch.scoring.faults import Fault
-from phi3_batch.scoring.tables import Location
+from phi3_batch.scoring.delta.tables import Location
+from phi3_batch.scoring.job import faults
+from phi3_batch.scoring.job.faults import Fault
 
 # Rows that may kill the process that runs them before the model, or the machine, is to blame: so
 # many, or one in a hundred.

@@ -7,9 +7,9 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructField
 
-from phi3_batch.scoring.columns import named, values_digest
-from phi3_batch.scoring.ledger import Ledger
-from phi3_batch.scoring.schema import FINGERPRINT, REQUEST_ID
+from phi3_batch.scoring.delta.ledger import Ledger
+from phi3_batch.scoring.rows.columns import named, values_digest
+from phi3_batch.scoring.rows.schema import FINGERPRINT, REQUEST_ID
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from phi3_batch.errors import SupersededError
-from phi3_batch.scoring import identity
-from phi3_batch.scoring.ledger import Commit, Ledger, RunRecord
+from phi3_batch.scoring.delta.ledger import Commit, Ledger, RunRecord
+from phi3_batch.scoring.rows import identity
 
 _START_AGAIN = "start this one again to see how the table is now"
 

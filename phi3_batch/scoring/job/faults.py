@@ -7,8 +7,8 @@ from enum import Enum
 from py4j.protocol import Py4JError, Py4JJavaError
 
 from phi3_batch.errors import InputGoneError, RowErrorCode, ScoringError
+from phi3_batch.scoring.delta.tables import Location
 from phi3_batch.scoring.said import first_line
-from phi3_batch.scoring.tables import Location
 
 
 class Fault(Enum):

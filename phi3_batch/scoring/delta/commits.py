@@ -4,7 +4,7 @@ All commits of ours in a table are one sequence. Delta records with a commit the
 ``txnVersion`` that it was made under, drops one whose version is not above the recorded one, and
 fails one of two that are made at once. So a commit with the next number of the sequence lands only
 if none of ours has landed since its writer last read the history. A writer whose commit did not
-land reads it again, and :mod:`~phi3_batch.scoring.rivals` says whether it may still write.
+land reads it again, and :mod:`~phi3_batch.scoring.delta.rivals` says whether it may still write.
 
 https://docs.delta.io/latest/delta-streaming.html#idempotent-table-writes-in-foreachbatch
 """
@@ -21,12 +21,12 @@ from pyspark.sql import DataFrame, SparkSession
 
 from phi3_batch.errors import ScoringError
 from phi3_batch.options import WriteMode
-from phi3_batch.scoring import rivals
-from phi3_batch.scoring.columns import quoted
-from phi3_batch.scoring.incremental import update_clause
-from phi3_batch.scoring.ledger import Commit, Ledger, RunRecord, describe_commit, read_ledger
-from phi3_batch.scoring.rivals import Contender
-from phi3_batch.scoring.tables import Location
+from phi3_batch.scoring.delta import rivals
+from phi3_batch.scoring.delta.incremental import update_clause
+from phi3_batch.scoring.delta.ledger import Commit, Ledger, RunRecord, describe_commit, read_ledger
+from phi3_batch.scoring.delta.rivals import Contender
+from phi3_batch.scoring.delta.tables import Location
+from phi3_batch.scoring.rows.columns import quoted
 
 _SEQUENCE = "phi3_batch"
 _APP_ID = "spark.databricks.delta.write.txnAppId"

@@ -8,10 +8,10 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import AtomicType, BinaryType, SpatialType, StructType
 
 from phi3_batch.errors import InvalidParameterError, RowErrorCode, TableError
-from phi3_batch.scoring import columns
-from phi3_batch.scoring.hidden import hide
-from phi3_batch.scoring.requests import refuse
-from phi3_batch.scoring.values import as_text
+from phi3_batch.scoring.rows import columns
+from phi3_batch.scoring.rows.hidden import hide
+from phi3_batch.scoring.rows.requests import refuse
+from phi3_batch.scoring.rows.values import as_text
 
 # characters of columns' names that a template cannot have between its braces
 NOT_IN_BRACES = frozenset("{}[:!")

@@ -9,8 +9,8 @@ from threading import Lock
 from pyspark.sql import Column, SparkSession
 from pyspark.sql import functions as F
 
-from phi3_batch.scoring.model import ModelKind, ScoringModel
-from phi3_batch.scoring.requests import RowRequests
+from phi3_batch.scoring.rows.model import ModelKind, ScoringModel
+from phi3_batch.scoring.rows.requests import RowRequests
 
 IDLE_LIMIT = "spark.sql.execution.pyspark.udf.idleTimeoutSeconds"
 
@@ -59,7 +59,7 @@ class IdleLimit:
     what is in them.
 
     Args:
-        spark: the session, within :func:`~phi3_batch.scoring.udf.worker_settings`.
+        spark: the session, within :func:`~phi3_batch.scoring.rows.udf.worker_settings`.
         model: what the workers run.
         heaviest_s: what the rows of the heaviest chunk may take together.
     """

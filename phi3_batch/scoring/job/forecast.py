@@ -12,10 +12,10 @@ from pyspark.sql import SparkSession, Window
 from pyspark.sql import functions as F
 
 from phi3_batch.errors import ScoringError
-from phi3_batch.scoring import faults
-from phi3_batch.scoring.chunks import ChunkScorer
-from phi3_batch.scoring.plan import REFUSAL, REQUEST_ID, ScoringPlan
-from phi3_batch.scoring.udf import worker_settings
+from phi3_batch.scoring.job import faults
+from phi3_batch.scoring.job.chunks import ChunkScorer
+from phi3_batch.scoring.job.plan import REFUSAL, REQUEST_ID, ScoringPlan
+from phi3_batch.scoring.rows.udf import worker_settings
 
 # Requests that are read through the model's tokenizer, on the driver, and their characters: some
 # seconds' work, and no more memory than that.

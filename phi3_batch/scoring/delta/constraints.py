@@ -15,9 +15,9 @@ from pyspark.sql.types import StructField, StructType
 
 from phi3_batch.errors import TableError
 from phi3_batch.options import WriteMode
-from phi3_batch.scoring.columns import find_field, is_plain, named, quoted
-from phi3_batch.scoring.schema import ALWAYS_THERE
-from phi3_batch.scoring.tables import LENGTH_LIMIT, OutputTable, delta_table
+from phi3_batch.scoring.delta.tables import LENGTH_LIMIT, OutputTable, delta_table
+from phi3_batch.scoring.rows.columns import find_field, is_plain, named, quoted
+from phi3_batch.scoring.rows.schema import ALWAYS_THERE
 
 _CONSTRAINT = "delta.constraints."
 _GENERATED, _IDENTITY = "delta.generationExpression", "delta.identity.start"
