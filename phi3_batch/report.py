@@ -79,14 +79,14 @@ class RunReport:
 
     Attributes:
         state: how the run ended: "complete", or why it did not get there.
-        model: as the user named it.
+        model: its URI, and how it answers where that is known.
         input: table that was read.
         output: table that was written.
         fingerprint: of the run.
         run_id: of MLflow's run.
         rows_expected: in the input.
         rows: in the output.
-        requests: distinct requests that were scored.
+        requests: distinct requests that were scored; None where that was another process.
         prompt_tokens: in all rows; 0 when the model does not count.
         completion_tokens: in all rows; 0 when the model does not count.
         errors: rows with an error, by code.
@@ -105,7 +105,7 @@ class RunReport:
     run_id: str
     rows_expected: int
     rows: int
-    requests: int
+    requests: int | None
     prompt_tokens: int
     completion_tokens: int
     errors: Mapping[str, int]
@@ -305,7 +305,8 @@ def _key_figures(report: RunReport) -> Iterator[tuple[str, str, str]]:
     what, amounts = _work(timed)
     rate = _format_rate(sum(amounts) / seconds) if seconds else "–"
     yield "rows", f"{report.rows:,}", f"of {report.rows_expected:,} in the input"
-    yield "requests scored", f"{report.requests:,}", "equal rows are scored once"
+    if report.requests is not None:
+        yield "requests scored", f"{report.requests:,}", "equal rows are scored once"
     yield "error rate", format_share(failed, report.rows), f"{_count(failed, 'row')} with an error"
     yield f"{what} per second", rate, "while chunks were running"
     untimed = len(report.chunks) - len(timed)

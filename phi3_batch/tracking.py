@@ -340,23 +340,23 @@ def _describe(plan: ScoringPlan, run: Run, warn: Callable[[str], None]) -> _Mlfl
     """Log what a run is about, as far as it does not say so already."""
     options = plan.options
     params = {
-        "fingerprint": plan.fingerprint,
+        "fingerprint": plan.run.fingerprint,
         "model": options.model,
-        "model_version": plan.model.resolved_uri,
+        "model_version": plan.job.model.resolved_uri,
         "input": options.input.text,
-        "input_version": plan.input.version,
+        "input_version": plan.job.input.version,
         "output": options.output.text,
         "limit": options.limit,
         "mode": options.mode,
         "ids": ",".join(options.ids) or None,
         "chunks": plan.chunk_count,
         # parameters too, and texts as digests
-        **{name: value for name, value in plan.settings.items() if name != "model"},
+        **{name: value for name, value in plan.run.settings.items() if name != "model"},
     }
     there = run.data.params  # `mlflow run` has logged some, quoted for its shell
     new = {k: value for k, value in params.items() if value is not None and k not in there}
     # the links that MLflow shows: the table that was read, and the model that read it
-    dataset, model_id = _dataset(plan.input), _model_in_store(plan.model.model_id)
+    dataset, model_id = _dataset(plan.job.input), _model_in_store(plan.job.model.info.model_id)
     # mlflow.log_inputs(models=...) refuses every store but Databricks', the client none
     models = [LoggedModelInput(model_id)] if model_id else []
     failure = _try_each(
@@ -471,17 +471,18 @@ def _log_dataset(dataset: Dataset) -> None:
 def _report(plan: ScoringPlan, summary: Summary, run_id: str, engines: str) -> RunReport:
     statistics = summary.statistics
     assert statistics is not None  # an interrupted job has no report
+    input_version, uri = plan.job.input.version, plan.job.model.resolved_uri
     packages = ("phi3-batch", "pyspark", "delta-spark", "mlflow-skinny")
     return RunReport(
         state=summary.outcome.value,
-        model=f"{plan.model.resolved_uri} ({plan.model.kind.value})",
+        model=f"{uri} ({plan.work.model.kind.value})" if plan.work else uri,
         input=plan.options.input.text,
         output=summary.output_path,
-        fingerprint=plan.fingerprint,
+        fingerprint=plan.run.fingerprint,
         run_id=run_id,
         rows_expected=plan.total,
         rows=statistics.rows,
-        requests=sum(chunk.requests for chunk in plan.chunks),
+        requests=sum(chunk.requests for chunk in plan.chunks) if plan.work else None,
         prompt_tokens=statistics.prompt_tokens,
         completion_tokens=statistics.completion_tokens,
         errors=statistics.errors,
@@ -489,14 +490,14 @@ def _report(plan: ScoringPlan, summary: Summary, run_id: str, engines: str) -> R
         prompt_lengths=statistics.prompt_lengths,
         completion_lengths=statistics.completion_lengths,
         parameters={
-            **plan.settings,
+            **plan.run.settings,
             "mode": plan.options.mode,
             "chunks": str(plan.chunk_count),
             "tasks at once": str(plan.slots),
             "retries": str(summary.progress.retries),
         },
         versions={
-            "input": f"version {plan.input.version}" if plan.input.version is not None else "-",
+            "input": "-" if input_version is None else f"version {input_version}",
             "output": f"version {summary.output_version}",
             "engine": engines or "-",
             "python": platform.python_version(),

@@ -14,12 +14,11 @@ if TYPE_CHECKING:
 
 def print_plan(plan: "ScoringPlan") -> None:
     """Say what a job reads, writes and has to do."""
-    options, model = plan.options, plan.model
-    version = "" if plan.input.version is None else f" (version {plan.input.version})"
-    alias = "" if model.uri == model.resolved_uri else f" (as {model.uri})"
-    wrapped = "" if model.served_uri == model.resolved_uri else ", wrapped for Spark"
-    print_field("input", f"{options.input.text}{version}, {options.source.describe(model)}")
-    print_field("model", f"{model.resolved_uri}{alias}, {model.kind.value}{wrapped}")
+    options, found, input = plan.options, plan.job.model, plan.job.input
+    version = "" if input.version is None else f" (version {input.version})"
+    alias = "" if found.uri == found.resolved_uri else f" (as {found.uri})"
+    print_field("input", f"{options.input.text}{version}, {options.source.describe(found)}")
+    print_field("model", f"{found.resolved_uri}{alias}{_describe(plan)}")
     print_field("output", f"{options.output.text} (mode {options.mode})")
     print_field("columns", ", ".join(plan.columns))
     if plan.changes:
@@ -30,25 +29,38 @@ def print_plan(plan: "ScoringPlan") -> None:
             f" {changes.unchanged:,} unchanged, {changes.removed:,} removed"
             + (f", {changes.updated:,} updated in kept columns alone" if changes.updated else ""),
         )
-    requests = sum(chunk.requests for chunk in plan.chunks)
-    print_field(
-        "rows",
-        f"{plan.total:,}{in_brackets(plan.refused)}, {requests:,} requests in"
-        f" {len(plan.chunks):,} chunks",
-    )
+    _print_rows(plan)
+    print_field("run", plan.run.fingerprint)
+    for note in plan.notes:
+        out.print(f"note: {note}")
+    if plan.work and plan.work.model.one_row_at_a_time:
+        out.print(
+            "note: this model answers the first row of a batch alone, so it is given one row at a"
+            " time, which is slow; let its predict return one string for each row"
+        )
+
+
+def _describe(plan: "ScoringPlan") -> str:
+    """How a model answers; nothing where it need not be loaded."""
+    if plan.work is None:
+        return ""
+    model = plan.work.model
+    wrapped = "" if model.served_uri == model.resolved_uri else ", wrapped for Spark"
+    return f", {model.kind.value}{wrapped}"
+
+
+def _print_rows(plan: "ScoringPlan") -> None:
+    if plan.work is None:
+        to_score = "none to score"
+    else:
+        requests = sum(chunk.requests for chunk in plan.chunks)
+        to_score = f"{requests:,} requests in {len(plan.chunks):,} chunks"
+    print_field("rows", f"{plan.total:,}{in_brackets(plan.refused)}, {to_score}")
     if plan.done:
         there = sum(chunk.rows for chunk in plan.chunks if chunk.number in plan.done)
         print_field(
             "resumed",
             f"{there:,} rows are in the output, {len(plan.to_do):,} chunks are to do",
-        )
-    print_field("run", plan.fingerprint)
-    for note in plan.notes:
-        out.print(f"note: {note}")
-    if model.one_row_at_a_time:
-        out.print(
-            "note: this model answers the first row of a batch alone, so it is given one row at a"
-            " time, which is slow; let its predict return one string for each row"
         )
 
 

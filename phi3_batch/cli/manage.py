@@ -37,8 +37,8 @@ def verify(
     at = "" if found.input_version is None else f" (version {found.input_version})"
     print_field("input", f"{input}{at}")
     print_field("output", f"{output} (version {found.output_version})")
-    print_field("run", found.record.fingerprint)
-    print_field("model", found.record.settings["model"])
+    print_field("run", found.run.fingerprint)
+    print_field("model", found.run.settings.get("model", "-"))
     print_field("check", str(found.balance))
     if found.unknown:
         print_field("unknown", f"{found.unknown:,} rows are of no run in the output's history")

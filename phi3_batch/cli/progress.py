@@ -22,7 +22,7 @@ _LINE_AFTER_S = 600
 @contextmanager
 def progress_display(plan: "ScoringPlan") -> Iterator[Callable[["Progress"], None]]:
     """Show a job's progress while it runs in the ``with`` block."""
-    counts_tokens = plan.model.counts_tokens
+    counts_tokens = plan.counts_tokens
     if err.is_terminal:
         columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
         with Bar(*columns, console=err) as bar:

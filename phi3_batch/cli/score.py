@@ -181,7 +181,7 @@ def _print_summary(plan: "ScoringPlan", summary: "Summary", run: "ScoringRun") -
     statistics = summary.statistics
     assert statistics is not None  # it was not interrupted
     print_field("errors", f"{statistics.errors.total():,}{in_brackets(statistics.errors)}")
-    if plan.model.counts_tokens:
+    if plan.counts_tokens:
         print_field("tokens in", f"{statistics.prompt_tokens:,}")
         print_field("tokens out", f"{statistics.completion_tokens:,}")
         print_field("speed", f"{progress.tokens_per_second:,.1f} tokens generated per second")

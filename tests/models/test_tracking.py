@@ -13,17 +13,22 @@ from typing import Any, cast
 
 import mlflow
 import pytest
+from mlflow.models import Model
+from pyspark.sql.types import StructType
 
 from phi3_batch import tracking
 from phi3_batch.scoring.delta.outputs import OutputState
-from phi3_batch.scoring.delta.rivals import Contender
+from phi3_batch.scoring.delta.record import RunIdentity
 from phi3_batch.scoring.delta.tables import InputTable, Location
 from phi3_batch.scoring.job.asked import ScoreOptions
+from phi3_batch.scoring.job.check import CheckedJob
 from phi3_batch.scoring.job.chunks import ScoredChunk
-from phi3_batch.scoring.job.plan import Chunk, ScoringPlan
+from phi3_batch.scoring.job.cut import Chunk
+from phi3_batch.scoring.job.plan import ScoringPlan
 from phi3_batch.scoring.job.run import Outcome, Progress, Summary
 from phi3_batch.scoring.job.statistics import ChunkRecord, Statistics
-from phi3_batch.scoring.rows.model import ModelKind, ScoringModel
+from phi3_batch.scoring.rows.model import FoundModel, ModelKind, ScoringModel
+from phi3_batch.scoring.rows.work import Work
 
 CHUNK = ScoredChunk(Chunk(0, 10, 10), 1.0, 50)
 DONE = Progress(rows=10, rows_done=10, requests_left=0, rows_scored=10, seconds=1.0)
@@ -38,35 +43,37 @@ COMPLETE = Summary(Outcome.COMPLETE, DONE, None, STATISTICS, 0, "/tables/out")
 def make_plan(begun_as: str | None = None) -> ScoringPlan:
     """A plan of one chunk; what Spark would do with it is not asked."""
     where = Location("./in")
-    model = ScoringModel("models:/m/1", "models:/m/1", "", ModelKind.USAGE, {}, {}, None, None)
-    return ScoringPlan(
+    job = CheckedJob(
         options=ScoreOptions("models:/m/1", where, Location("./out")),
         input=InputTable(where, cast(Any, None), 3, "/tables/in", "x@3"),
-        model=model,
-        udf=cast(Any, None),
-        requests=cast(Any, None),
-        pinned=cast(Any, None),
-        work=cast(Any, None),
-        greedy=cast(Any, None),
-        to_update=None,
-        contender=Contender(
+        model=FoundModel("models:/m/1", "models:/m/1", Model()),
+        output=cast(Any, None),
+        kept=StructType(),
+        added=StructType(),
+        run=RunIdentity(
             fingerprint="0123456789abcdef-0123456789abcdef",
+            settings={"model": "models:/m/1"},
             input="./in",
             input_id="x",
             input_version=3,
-            output="./out",
+            request_columns=("prompt",),
             ids=(),
             delete_removed=False,
+            limit=None,
         ),
-        settings={"model": "models:/m/1"},
-        request_columns=("prompt",),
+    )
+    model = ScoringModel("models:/m/1", "models:/m/1", "", ModelKind.USAGE, {}, {}, None)
+    return ScoringPlan(
+        job=job,
+        pinned=cast(Any, None),
+        work=Work(model, cast(Any, None), cast(Any, None), ()),
+        to_update=None,
         state=OutputState(None if begun_as else "error", run_id=begun_as),
         total=10,
         refused={},
         chunks=(Chunk(0, 10, 10),),
         chunk_count=1,
         done=frozenset(),
-        kept=(),
         partitions=(),
         notes=(),
         changes=None,

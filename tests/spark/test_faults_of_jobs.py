@@ -94,9 +94,8 @@ def test_a_copy_that_is_damaged_on_its_way_to_the_workers_ends_the_job(
         data.write_bytes(bytes(data.stat().st_size))
         return udf.model_udf(spark, model)
 
-    monkeypatch.setattr(
-        "phi3_batch.scoring.job.plan.model_udf", damaged_udf
-    )  # the driver has loaded
+    # the driver has loaded it
+    monkeypatch.setattr("phi3_batch.scoring.job.chunks.model_udf", damaged_udf)
     assert score(str(copy), write_prompts([SPAIN]), str(tmp_path / "out")) == 1
     [line] = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
     assert "model.onnx.data is not the file that was logged" in line
@@ -128,7 +127,8 @@ def test_a_row_that_hangs_is_found_and_costs_no_other(
 def limit_of(spark: SparkSession, options: ScoreOptions) -> int:
     """Spark's limit for a job that has begun, in seconds."""
     plan = plan_scoring(spark, options, wrap_pipeline=wrap_pipeline)
-    with udf.worker_settings(spark, plan.model, plan.heaviest_s):
+    assert plan.work is not None
+    with udf.worker_settings(spark, plan.work.model, plan.heaviest_s):
         return int(str(spark.conf.get(idle_limit.IDLE_LIMIT)).removesuffix("s"))
 
 

@@ -15,7 +15,7 @@ from pyspark.sql import functions as F
 
 from phi3_batch.errors import TableError
 from phi3_batch.scoring.delta import balance, tables, verify
-from phi3_batch.scoring.delta.ledger import RunRecord
+from phi3_batch.scoring.delta.record import RunIdentity
 from phi3_batch.scoring.delta.tables import Location
 from phi3_batch.scoring.rows import identity, schema
 from phi3_batch.scoring.rows.hidden import with_texts
@@ -25,7 +25,7 @@ from phi3_batch.scoring.rows.user_template import UserTemplate
 
 SETTINGS = "s"
 DEFAULTS = {"temperature": 0.0, "max_tokens": 256, "stop": (), "n": 1, "stream": False}
-CHAT = ScoringModel("m", "m", "m", ModelKind.CHAT, {}, DEFAULTS, None, None)
+CHAT = ScoringModel("m", "m", "m", ModelKind.CHAT, {}, DEFAULTS, None)
 
 _CHAR_IS_A_TYPE = "spark.sql.preserveCharVarcharTypeInfo"
 # What shapes text or names in Spark, each unlike its default.
@@ -231,10 +231,10 @@ def test_rows_scored_in_utc_are_complete_in_tokyo(spark: SparkSession) -> None:
         sample = identity.limited(rows, 5)
         written = [tuple(row) for row in sample.select(ids(rows, *columns)).collect()]
         said = identity.rendering(rows.schema, columns)
-    record = RunRecord(f"{SETTINGS}-0", said, "t", 0, columns, (), 5, 5, 1, "run")
+    run = RunIdentity(f"{SETTINGS}-0", said, "t", None, 0, columns, (), False, 5)
     with session_with(spark, ODD_SESSION, "ar-EG-u-nu-arab"):
-        there = identity.limited(every_type(spark), record.limit)
-        rows_in = verify._with_request_ids(there, record, Location("t"), ())
+        there = identity.limited(every_type(spark), run.limit)
+        rows_in = verify._with_request_ids(there, run, Location("t"), ())
         rows_out = spark.createDataFrame(written, f"{schema.REQUEST_ID} string")
         assert str(balance.compare(rows_in, rows_out, ())) == (
             "5 in, 5 out, 0 missing, 0 doubled, 0 orphaned"
@@ -243,9 +243,9 @@ def test_rows_scored_in_utc_are_complete_in_tokyo(spark: SparkSession) -> None:
 
 def test_ids_that_an_earlier_release_gave_are_not_verified_wrongly(spark: SparkSession) -> None:
     rows = spark.range(1).select(F.timestamp_micros("id").alias("ts"), "id")
-    record = RunRecord(f"{SETTINGS}-0", {}, "t", 0, ("ts",), (), None, 1, 1, "run")
+    run = RunIdentity(f"{SETTINGS}-0", {}, "t", None, 0, ("ts",), (), False, None)
     with pytest.raises(TableError, match="the run read ts in another way: by an earlier release"):
-        verify._with_request_ids(rows, record, Location("t"), ())
+        verify._with_request_ids(rows, run, Location("t"), ())
 
 
 # --- values ---

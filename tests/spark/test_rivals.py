@@ -14,9 +14,11 @@ from phi3_batch.models.wrap import wrap_pipeline
 from phi3_batch.scoring.delta.balance import Balance
 from phi3_batch.scoring.delta.tables import Location
 from phi3_batch.scoring.job.asked import ScoreOptions
-from phi3_batch.scoring.job.chunks import ChunkScorer, ScoredChunk
-from phi3_batch.scoring.job.plan import Chunk, plan_scoring
+from phi3_batch.scoring.job.chunks import ScoredChunk
+from phi3_batch.scoring.job.cut import Chunk
+from phi3_batch.scoring.job.plan import plan_scoring
 from phi3_batch.scoring.job.run import Budget, run_scoring
+from phi3_batch.scoring.job.writer import RunWriter
 from phi3_batch.scoring.rows import identity
 from tests.spark.test_runs import said as said
 from tests.spark.test_score import score
@@ -29,19 +31,19 @@ Meanwhile = Callable[[Callable[[], None]], None]
 @pytest.fixture
 def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Meanwhile:
     """Have something happen once, before a run commits what comes behind its first chunk."""
-    score_chunk = ChunkScorer.score
+    write_chunk = RunWriter.write
 
     def arrange(event: Callable[[], None]) -> None:
         events, lock = [event], Lock()
 
-        def score_later(scorer: ChunkScorer, chunk: Chunk) -> ScoredChunk:
-            if scorer._run_id != BESIDE:
+        def write_later(writer: RunWriter, chunk: Chunk) -> ScoredChunk:
+            if writer._run_id != BESIDE:
                 with lock:
                     if events:
                         events.pop()()
-            return score_chunk(scorer, chunk)
+            return write_chunk(writer, chunk)
 
-        monkeypatch.setattr(ChunkScorer, "score", score_later)
+        monkeypatch.setattr(RunWriter, "write", write_later)
 
     return arrange
 
@@ -163,17 +165,17 @@ def test_a_run_that_was_planned_before_another_began_is_refused(
     tmp_path: Path,
 ) -> None:
     """Both have looked at the table as it was; the one that comes second would mix."""
-    output, begin = str(tmp_path / "out"), ChunkScorer.begin
+    output, begin = str(tmp_path / "out"), RunWriter.begin
     assert score(model_uri, source, output, *SHORT) == 0
     said()
     others = [3]
 
-    def begin_later(scorer: ChunkScorer, chunk: Chunk | None) -> ScoredChunk | None:
+    def begin_later(writer: RunWriter, chunk: Chunk | None) -> ScoredChunk | None:
         if others:
             score_beside(source, output, others.pop(), mode="append")
-        return begin(scorer, chunk)
+        return begin(writer, chunk)
 
-    monkeypatch.setattr(ChunkScorer, "begin", begin_later)
+    monkeypatch.setattr(RunWriter, "begin", begin_later)
     again = ("--max-tokens", "4", "--mode", "append")
     assert score(model_uri, source, output, *again) == 1
     assert "has begun to write output" in said()["error"]

@@ -16,8 +16,9 @@ from pyspark.sql import DataFrame, SparkSession
 from phi3_batch.cli import main
 from phi3_batch.scoring.delta import incremental, tables
 from phi3_batch.scoring.delta.tables import Location
-from phi3_batch.scoring.job.chunks import ChunkScorer, ScoredChunk
-from phi3_batch.scoring.job.plan import Chunk
+from phi3_batch.scoring.job.chunks import ScoredChunk
+from phi3_batch.scoring.job.cut import Chunk
+from phi3_batch.scoring.job.writer import RunWriter
 from phi3_batch.scoring.rows import identity
 from tests.conftest import Sample
 from tests.spark.test_score import MADRID, SPAIN, score
@@ -201,16 +202,16 @@ def test_chunks_that_are_small_for_the_slots_are_scored_side_by_side(
 ) -> None:
     monkeypatch.setattr(identity, "_IN_A_SMALL_TABLE", 32)
     monkeypatch.setattr(identity, "_CHUNKS_OF_A_SMALL_TABLE", 8)
-    score_chunk, in_flight, most = ChunkScorer.score, list[int](), list[int]()
+    write_chunk, in_flight, most = RunWriter.write, list[int](), list[int]()
 
-    def score_and_note(scorer: ChunkScorer, chunk: Chunk) -> ScoredChunk:
+    def write_and_note(writer: RunWriter, chunk: Chunk) -> ScoredChunk:
         in_flight.append(chunk.number)
         most.append(len(in_flight))
-        scored = score_chunk(scorer, chunk)
+        scored = write_chunk(writer, chunk)
         in_flight.remove(chunk.number)
         return scored
 
-    monkeypatch.setattr(ChunkScorer, "score", score_and_note)
+    monkeypatch.setattr(RunWriter, "write", write_and_note)
     output = str(tmp_path / "out")
     assert score(model_uri, many, output, "--limit", "240") == 0
     assert said()["check"] == "240 in, 240 out, 0 missing, 0 doubled, 0 orphaned"

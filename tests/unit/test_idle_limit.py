@@ -25,7 +25,7 @@ class Settings(dict[str, str]):
 
 def limit_after(kind: ModelKind, *chunks: tuple[float, float], heaviest_s: float) -> int:
     """The limit after chunks that took so long, of what they may take, on two slots."""
-    model, settings = ScoringModel("", "", "", kind, {}, {}, None, None), Settings()
+    model, settings = ScoringModel("", "", "", kind, {}, {}, None), Settings()
     limit = IdleLimit(cast(Any, settings), model, heaviest_s)
     settings.set(IDLE_LIMIT, first_limit(heaviest_s))
     for seconds, allowed_s in chunks:

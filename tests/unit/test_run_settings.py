@@ -15,7 +15,7 @@ from pyspark.sql.types import (
 )
 
 from phi3_batch.scoring.delta.tables import Location
-from phi3_batch.scoring.job import plan
+from phi3_batch.scoring.job import check
 from phi3_batch.scoring.job.asked import ScoreOptions
 from phi3_batch.scoring.rows.model import FoundModel
 from phi3_batch.scoring.rows.source import Source
@@ -36,7 +36,7 @@ def settings(source: Source, **generation: Any) -> dict[str, str]:
     options = ScoreOptions(
         "models:/m/1", Location("in"), Location("out"), source, generation=generation
     )
-    return plan._settings(found, options, TABLE)
+    return check._settings(found, options, TABLE)
 
 
 def of(text: str = "{b}", **param_columns: str) -> Source:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -9,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phi3_batch.scoring.delta.balance import Balance
-from phi3_batch.scoring.delta.ledger import Ledger, RunRecord, _read, describe_commit
+from phi3_batch.scoring.delta.ledger import Ledger
+from phi3_batch.scoring.delta.record import RunIdentity, RunRecord, describe_commit, read_commit
 from phi3_batch.scoring.job.chunks import ScoredChunk
-from phi3_batch.scoring.job.plan import Chunk
+from phi3_batch.scoring.job.cut import Chunk
 from phi3_batch.scoring.job.run import Budget, Progress
 from phi3_batch.scoring.rows import identity
 
@@ -82,22 +84,29 @@ def test_a_balance_is_kept_by_each_row_being_there_once() -> None:
     )
 
 
+NOON = datetime(2026, 1, 1, 12)
 RECORD = RunRecord(
-    fingerprint="a-b",
-    settings={"model": "models:/phi3/1"},
-    input="prompts",
-    input_version=3,
-    request_columns=["prompt"],
-    ids=[],
-    limit=None,
+    RunIdentity(
+        fingerprint="a-b",
+        settings={"model": "models:/phi3/1"},
+        input="prompts",
+        input_id="t",
+        input_version=3,
+        request_columns=("prompt",),
+        ids=(),
+        delete_removed=False,
+        limit=None,
+    ),
     rows=10,
     chunks=4,
     run_id="r",
+    mode="append",
+    commits=None,
 )
 
 
 def ledger(*commits: str) -> Ledger:
-    read = (_read(version, None, text) for version, text in enumerate(commits))  # type: ignore[arg-type]
+    read = (read_commit(version, NOON, text) for version, text in enumerate(commits))
     return Ledger(tuple(filter(None, read)), 0, len(commits) - 1)
 
 
@@ -119,12 +128,39 @@ def test_commits_of_other_releases_are_read_as_far_as_they_go() -> None:
     told["phi3_batch"]["weather"] = "fine"
     for name in ("number", "driver"):
         del told["phi3_batch"][name]
-    for name in ("input_id", "mode", "commits"):
+    for name in ("input_id", "mode", "commits", "version", "delete_removed"):
         del told["phi3_batch"]["run"][name]
     strange = '{"phi3_batch": {"chunk": 1}}', '{"phi3_batch": [', '{"phi3_batch": null}'
     [commit] = ledger(json.dumps(told), *strange).commits
-    assert commit.record == RECORD
+    assert commit.record == replace(
+        RECORD, run=replace(RECORD.run, input_id=None), mode=None, version=1
+    )
     assert commit.number is None
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=4,
+)
+OF_A_RUN = [*json.loads(says("a-b", 2, record=RECORD))["phi3_batch"]["run"]]
+
+
+@given(st.sampled_from([*OF_A_RUN, "run", "start", "chunk", "number", "driver"]), JSON)
+def test_whatever_a_field_of_another_release_holds_is_no_failure(name: str, value: object) -> None:
+    told = json.loads(says("a-b", 2, record=RECORD))
+    (told["phi3_batch"]["run"] if name in OF_A_RUN else told["phi3_batch"])[name] = value
+    found = ledger(json.dumps(told))
+    [commit] = found.commits
+    assert commit.fingerprint == "a-b"
+    record = commit.record
+    assert record is not None
+    assert not record.run.reads_older_than(RECORD.run)
+    assert found.next_number >= 1
+    assert found.is_finished(commit) in (True, False)
+    assert isinstance(record.replaces, bool)
+    assert isinstance(record.is_of_newer_release, bool)
+    describe_commit("a-b", chunk=None, number=1, driver="d", record=record)
 
 
 def test_numbers_go_on_where_the_last_commit_was() -> None:
@@ -166,4 +202,5 @@ def test_a_table_is_all_ours_since_a_run_has_made_or_replaced_it() -> None:
     found = ledger(added, made, added)
     assert found.is_all_ours
     assert [commit.version for commit in found.since_replaced()] == [1, 2]
-    assert not ledger("{}", says("a-b", 0, record=RECORD)).is_all_ours  # of an older release
+    of_older_release = replace(RECORD, mode=None)
+    assert not ledger("{}", says("a-b", 0, record=of_older_release)).is_all_ours

@@ -18,7 +18,6 @@ MODEL = ScoringModel(
     kind=ModelKind.TEXT,
     params={},
     defaults={},
-    model_id=None,
     plannable=None,
 )
 

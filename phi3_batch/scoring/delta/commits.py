@@ -14,25 +14,29 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import delta.exceptions as delta_errors
 from pyspark.errors import AnalysisException
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import DataFrame, DataFrameWriter, SparkSession
 
 from phi3_batch.errors import ScoringError
 from phi3_batch.options import WriteMode
 from phi3_batch.scoring.delta import rivals
 from phi3_batch.scoring.delta.incremental import update_clause
-from phi3_batch.scoring.delta.ledger import Commit, Ledger, RunRecord, describe_commit, read_ledger
-from phi3_batch.scoring.delta.rivals import Contender
+from phi3_batch.scoring.delta.ledger import Ledger, read_ledger
+from phi3_batch.scoring.delta.record import Commit, RunIdentity, RunRecord, describe_commit
 from phi3_batch.scoring.delta.tables import Location
 from phi3_batch.scoring.rows.columns import quoted
 
 _SEQUENCE = "phi3_batch"
-_APP_ID = "spark.databricks.delta.write.txnAppId"
-_NUMBER = "spark.databricks.delta.write.txnVersion"
-# Delta writes its value into the commit, and DESCRIBE HISTORY shows it as userMetadata
-_METADATA = "spark.databricks.delta.commitInfo.userMetadata"
+# What a write is told as options, and what else takes as settings of a session. Delta writes the
+# last one into the commit, and DESCRIBE HISTORY shows it.
+_SETTINGS = {
+    "txnAppId": "spark.databricks.delta.write.txnAppId",
+    "txnVersion": "spark.databricks.delta.write.txnVersion",
+    "userMetadata": "spark.databricks.delta.commitInfo.userMetadata",
+}
 
 # What Delta raises when another writer's commit is in the way; the base class is not theirs.
 _CONFLICTS = (
@@ -49,8 +53,9 @@ _ATTEMPTS = 20
 _ALL = 1  # for rows changed, of a statement that changes all rows that it is given
 _GLOBAL_TEMP = "spark.sql.globalTempDatabase"
 
-# Writes the rows of a view, and returns how many rows of the table have changed.
-_Statement = Callable[[SparkSession, str], int]
+# Writes rows under such options, and returns how many rows of the table have changed.
+_Options = dict[str, str]
+_Write = Callable[[DataFrame, _Options], int]
 
 
 class Committer:
@@ -69,7 +74,7 @@ class Committer:
         self,
         spark: SparkSession,
         output: Location,
-        run: Contender,
+        run: RunIdentity,
         seen: Ledger,
         start: int | None,
     ) -> None:
@@ -106,15 +111,16 @@ class Committer:
         Raises:
             SupersededError: another run has begun since this one was planned.
         """
+        make = partial(self._make, mode, partitions)
         with self._lock:
             for _ in range(_ATTEMPTS):
-                landed = self._try(_write(self._output, mode, partitions), rows, chunk, record)
-                begun = rivals.find_own_start(self._run, self._since)
+                landed = self._try(make, rows, chunk, record)
+                begun = rivals.find_own_start(self._run, self._output.text, self._since)
                 if begun:
                     self._start = begun.version
                     if self._run.ids:
                         before = [other for other in self._since if other.version < begun.version]
-                        rivals.check_comparison(self._run, self._seen, before)
+                        rivals.check_comparison(self._run, self._output.text, self._seen, before)
                     return landed is not None
             raise self._crowded_out()
 
@@ -129,9 +135,9 @@ class Committer:
                 there = self._find(chunk)
                 if there:
                     return there.driver == self._driver
-                if self._try(_append(self._output), rows, chunk) is not None:
+                if self._try(self._add, rows, chunk) is not None:
                     return True
-                rivals.check_standing(self._run, self._start, self._since)
+                self._check_standing()
             raise self._crowded_out()
 
     def merge(self, rows: DataFrame, ids: Sequence[str], chunk: int) -> bool:
@@ -153,7 +159,7 @@ class Committer:
             "WHEN MATCHED AND (NOT there.request_id <=> new.request_id OR there.error IS NOT NULL)"
             " THEN UPDATE SET * WHEN NOT MATCHED THEN INSERT *"
         )
-        return self._merge(rows, ids, clauses, chunk) > 0
+        return self._commit_merge(rows, ids, clauses, chunk) > 0
 
     def update_kept(self, rows: DataFrame, ids: Sequence[str], kept: Sequence[str]) -> None:
         """Give the table's rows with the same ids and requests these rows' kept columns.
@@ -161,7 +167,7 @@ class Committer:
         Raises:
             SupersededError: a later run has begun to write the same rows.
         """
-        self._merge(rows, ids, update_clause(kept, ids), chunk=None)
+        self._commit_merge(rows, ids, update_clause(kept, ids), chunk=None)
 
     def delete_others(self, rows: DataFrame, ids: Sequence[str]) -> None:
         """Delete the rows of the table whose ids are not among these rows.
@@ -169,20 +175,23 @@ class Committer:
         Raises:
             SupersededError: a later run has begun to write the same rows.
         """
-        self._merge(rows, ids, "WHEN NOT MATCHED BY SOURCE THEN DELETE", chunk=None)
+        self._commit_merge(rows, ids, "WHEN NOT MATCHED BY SOURCE THEN DELETE", chunk=None)
 
-    def _merge(self, rows: DataFrame, ids: Sequence[str], clauses: str, chunk: int | None) -> int:
+    def _commit_merge(
+        self, rows: DataFrame, ids: Sequence[str], clauses: str, chunk: int | None
+    ) -> int:
+        merge = partial(self._merge, ids, clauses)
         with self._lock:
             for _ in range(_ATTEMPTS):
-                changed = self._try(_merge(self._output, ids, clauses), rows, chunk)
+                changed = self._try(merge, rows, chunk)
                 if changed is not None:
                     return changed
-                rivals.check_standing(self._run, self._start, self._since)
+                self._check_standing()
             raise self._crowded_out()
 
     def _try(
         self,
-        statement: _Statement,
+        write: _Write,
         rows: DataFrame,
         chunk: int | None,
         record: RunRecord | None = None,
@@ -201,18 +210,51 @@ class Committer:
             start=None if record else self._start,
             record=record,
         )
-        settings = {_APP_ID: _SEQUENCE, _NUMBER: str(number), _METADATA: says}
+        options = {"txnAppId": _SEQUENCE, "txnVersion": str(number), "userMetadata": says}
         changed = _ALL
         with _unless_in_the_way():
-            changed = self._run_with(settings, statement, rows)
+            changed = write(rows, options)
         self._look()
         landed = any(
             commit.driver == self._driver and commit.number == number for commit in self._since
         )
         return changed if landed else None
 
-    def _run_with(self, settings: dict[str, str], statement: _Statement, rows: DataFrame) -> int:
-        """Run a statement on a view of the rows, in a session that no other writer has.
+    def _make(
+        self, mode: WriteMode, partitions: Sequence[str], rows: DataFrame, options: _Options
+    ) -> int:
+        """Make, replace or extend the table."""
+
+        def writer(rows: DataFrame) -> DataFrameWriter:
+            to_delta = rows.write.format("delta").mode("errorifexists" if mode == "error" else mode)
+            if mode == "overwrite":
+                to_delta = to_delta.option("overwriteSchema", "true").partitionBy(*partitions)
+            return to_delta
+
+        if self._output.is_path:
+            writer(rows).options(**options).save(self._output.path)
+        else:  # where Delta takes no userMetadata as an option
+            with self._session_with(options, rows) as (session, view):
+                writer(session.table(view)).saveAsTable(self._output.text)
+        return _ALL
+
+    def _add(self, rows: DataFrame, options: _Options) -> int:
+        rows.writeTo(self._output.sql).options(**options).append()
+        return _ALL
+
+    def _merge(self, ids: Sequence[str], clauses: str, rows: DataFrame, options: _Options) -> int:
+        same = " AND ".join(f"there.{name} = new.{name}" for name in map(quoted, ids))
+        with self._session_with(options, rows) as (session, view):
+            merged = session.sql(
+                f"MERGE INTO {self._output.sql} AS there USING {view} AS new ON {same} {clauses}"
+            ).head()
+        return merged["num_affected_rows"] if merged else 0  # where Delta drops it, no row
+
+    @contextmanager
+    def _session_with(
+        self, options: _Options, rows: DataFrame
+    ) -> Iterator[tuple[SparkSession, str]]:
+        """A session that no other writer has, with options as its settings, and a view of the rows.
 
         The settings hold for all that a session writes, and make Delta drop what it has seen: they
         must not meet a write of the user's.
@@ -220,13 +262,13 @@ class Committer:
         session = self._session()
         view = f"phi3_batch_{uuid.uuid4().hex}"
         rows.createOrReplaceGlobalTempView(view)
-        for name, value in settings.items():
-            session.conf.set(name, value)
+        for name, value in options.items():
+            session.conf.set(_SETTINGS[name], value)
         try:
-            return statement(session, f"{session.conf.get(_GLOBAL_TEMP)}.{view}")
+            yield session, f"{session.conf.get(_GLOBAL_TEMP)}.{view}"
         finally:
-            for name in settings:
-                session.conf.unset(name)
+            for name in options:
+                session.conf.unset(_SETTINGS[name])
             session.catalog.dropGlobalTempView(view)
 
     def _session(self) -> SparkSession:
@@ -255,13 +297,16 @@ class Committer:
             seen, commits=seen.commits + now.commits, last_version=now.last_version
         )
 
+    def _check_standing(self) -> None:
+        rivals.check_standing(self._run, self._output.text, self._start, self._since)
+
     def _find(self, chunk: int) -> Commit | None:
         """The commit of a chunk, where it was made since the run was planned."""
         return next(
             (
                 commit
                 for commit in self._since
-                if self._run.is_same_run(commit)
+                if commit.fingerprint == self._run.fingerprint
                 and commit.chunk == chunk
                 and self._start in (commit.start, commit.version)
             ),
@@ -273,42 +318,6 @@ class Committer:
             f"other writers were in the way of {_ATTEMPTS} attempts to commit to output"
             f" {self._output.text}"
         )
-
-
-def _write(output: Location, mode: WriteMode, partitions: Sequence[str]) -> _Statement:
-    """Make, replace or extend a table."""
-
-    def run(session: SparkSession, rows: str) -> int:
-        writer = session.table(rows).write.format("delta")
-        writer = writer.mode("errorifexists" if mode == "error" else mode)
-        if mode == "overwrite":
-            writer = writer.option("overwriteSchema", "true").partitionBy(*partitions)
-        if output.is_path:
-            writer.save(output.path)
-        else:
-            writer.saveAsTable(output.text)
-        return _ALL
-
-    return run
-
-
-def _append(output: Location) -> _Statement:
-    def run(session: SparkSession, rows: str) -> int:
-        session.table(rows).writeTo(output.sql).append()
-        return _ALL
-
-    return run
-
-
-def _merge(output: Location, ids: Sequence[str], clauses: str) -> _Statement:
-    same = " AND ".join(f"there.{name} = new.{name}" for name in map(quoted, ids))
-
-    def run(session: SparkSession, rows: str) -> int:
-        merge = f"MERGE INTO {output.sql} AS there USING {rows} AS new ON {same} {clauses}"
-        merged = session.sql(merge).head()
-        return merged["num_affected_rows"] if merged else 0  # where Delta drops it, no row
-
-    return run
 
 
 @contextmanager

@@ -46,6 +46,10 @@ class Changes:
     unchanged: int
     removed: int
 
+    def to_score(self, *, retry_errors: bool) -> int:
+        """Rows to score; those with an error too, if they are to be tried again."""
+        return self.new + self.changed + (self.failed if retry_errors else 0)
+
 
 @dataclass(frozen=True, slots=True)
 class Comparison:

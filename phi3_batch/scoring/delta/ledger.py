@@ -7,85 +7,15 @@ run differs from this one, whether rows were taken away since, and what other ru
 may be cut (Delta keeps 30 days by default) without harm to a resumed run.
 """
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from datetime import datetime
-from typing import Any
+from dataclasses import dataclass, replace
 
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
+from phi3_batch.scoring.delta.record import KEY, Commit, read_commit
 from phi3_batch.scoring.delta.tables import Location
 
-_KEY = "phi3_batch"
 _FEW = 8  # commits, which are read where only the latest ones are asked for
-
-
-@dataclass(frozen=True, slots=True)
-class RunRecord:
-    """What a run's first commit says of it.
-
-    Attributes:
-        fingerprint: of the run.
-        settings: what shapes results, in words; texts as digests.
-        input: as the user named it.
-        input_version: of the Delta table; None for files and views.
-        request_columns: of the input, whose values are the request.
-        ids: the columns of ``--id``.
-        limit: rows scored at most.
-        rows: that the run has to write.
-        chunks: in how many chunks.
-        run_id: of MLflow's run.
-        input_id: Delta's id of the input table; None for files, views, and by older releases.
-        mode: how the commit was made: "error" made the table, "overwrite" replaced it, "append"
-            added to it; None by older releases.
-        commits: that are to follow this one; None by older releases.
-    """
-
-    fingerprint: str
-    settings: Mapping[str, str]
-    input: str
-    input_version: int | None
-    request_columns: Sequence[str]
-    ids: Sequence[str]
-    limit: int | None
-    rows: int
-    chunks: int
-    run_id: str
-    input_id: str | None = None
-    mode: str | None = None
-    commits: int | None = None
-
-    @property
-    def replaces(self) -> bool:
-        """Whether the table has nothing from before this run."""
-        return self.mode in ("error", "overwrite")
-
-
-@dataclass(frozen=True, slots=True)
-class Commit:
-    """A commit of ours.
-
-    Attributes:
-        version: of the table.
-        committed: when.
-        fingerprint: of the run.
-        start: the version of the run's first commit; None in that commit itself.
-        chunk: which was written; None where a commit writes none.
-        record: in a run's first commit.
-        number: in the sequence of our commits in this table; None by older releases.
-        driver: which process made it.
-    """
-
-    version: int
-    committed: datetime
-    fingerprint: str
-    start: int | None
-    chunk: int | None
-    record: RunRecord | None
-    number: int | None = None
-    driver: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,53 +110,15 @@ def read_ledger(spark: SparkSession, output: Location, *, above: int = -1) -> Le
         few = "" if limit is None else f" LIMIT {limit}"
         history = spark.sql(f"DESCRIBE HISTORY {output.sql}{few}")
         # a foreign commit's text is nobody's business here
-        ours = F.when(F.col("userMetadata").startswith(f'{{"{_KEY}"'), F.col("userMetadata"))
+        ours = F.when(F.col("userMetadata").startswith(f'{{"{KEY}"'), F.col("userMetadata"))
         rows = history.select("version", "timestamp", ours.alias("ours")).collect()
         versions = [row["version"] for row in rows]
         if limit is None or len(rows) < limit or min(versions) <= above + 1:
             break
         limit *= 4
     rows.sort(key=lambda row: int(row["version"]))
-    read = (_read(row["version"], row["timestamp"], row["ours"]) for row in rows if row["ours"])
+    read = (
+        read_commit(row["version"], row["timestamp"], row["ours"]) for row in rows if row["ours"]
+    )
     commits = tuple(commit for commit in read if commit and commit.version > above)
     return Ledger(commits, min(versions), max(versions))
-
-
-def describe_commit(
-    fingerprint: str,
-    *,
-    chunk: int | None,
-    number: int,
-    driver: str,
-    start: int | None = None,
-    record: RunRecord | None = None,
-) -> str:
-    """The userMetadata of a commit of ours."""
-    told: dict[str, Any] = {"fingerprint": fingerprint, "start": start, "chunk": chunk}
-    told |= {"number": number, "driver": driver}
-    if record:
-        told["run"] = asdict(record)
-    return json.dumps({_KEY: told})
-
-
-def _read(version: int, committed: datetime, text: str) -> Commit | None:
-    """A commit as another release may have written it; None where it cannot be understood."""
-    try:
-        told = json.loads(text)[_KEY]
-        return Commit(
-            version=version,
-            committed=committed,
-            fingerprint=told["fingerprint"],
-            start=told.get("start"),
-            chunk=told.get("chunk"),
-            record=_known(told["run"]) if "run" in told else None,
-            number=told.get("number"),
-            driver=told.get("driver"),
-        )
-    except (ValueError, KeyError, TypeError):
-        return None
-
-
-def _known(run: Mapping[str, Any]) -> RunRecord:
-    names = {field.name for field in fields(RunRecord)}
-    return RunRecord(**{name: value for name, value in run.items() if name in names})

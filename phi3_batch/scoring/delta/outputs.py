@@ -10,8 +10,9 @@ from pyspark.sql.types import StructType
 from phi3_batch.errors import InvalidParameterError, SupersededError, TableError
 from phi3_batch.options import WriteMode
 from phi3_batch.scoring.delta import tables
-from phi3_batch.scoring.delta.ledger import Commit, Ledger, RunRecord, read_ledger
-from phi3_batch.scoring.delta.rivals import Contender, check_order, check_standing
+from phi3_batch.scoring.delta.ledger import Ledger, read_ledger
+from phi3_batch.scoring.delta.record import Commit, RunIdentity
+from phi3_batch.scoring.delta.rivals import check_order, check_standing
 from phi3_batch.scoring.delta.tables import OutputTable
 from phi3_batch.scoring.rows import identity
 from phi3_batch.scoring.rows.columns import find_field
@@ -26,13 +27,11 @@ class AskedRun:
 
     Attributes:
         run: what tells it from others.
-        settings: what shapes its results, in words.
         columns: what it writes.
         mode: what the user wants done where the output has other rows.
     """
 
-    run: Contender
-    settings: Mapping[str, str]
+    run: RunIdentity
     columns: StructType
     mode: WriteMode
 
@@ -88,7 +87,7 @@ def look(spark: SparkSession, output: OutputTable, asked: AskedRun) -> OutputSta
         return _look_by_ids(spark, output, ledger, asked)
     rows = _count_rows(spark, output, asked.run.fingerprint) if _is_ours(output) else {}
     last = ledger.last_start
-    if rows or (last and asked.run.is_same_run(last)):
+    if rows or (last and last.fingerprint == asked.run.fingerprint):
         return _go_on(output, ledger, asked, rows)
     if asked.mode == "error":
         raise TableError(_refusal(output, ledger, asked))
@@ -102,7 +101,14 @@ def _go_on(
     output: OutputTable, ledger: Ledger, asked: AskedRun, rows: Mapping[int, int]
 ) -> OutputState:
     """How a run goes on that has begun."""
-    start = _standing_start(ledger, asked)
+    start = _standing_start(output, ledger, asked)
+    if start and start.record and start.record.is_of_newer_release:
+        if asked.mode == "overwrite":
+            return OutputState("overwrite", seen=ledger, version=output.version)
+        raise TableError(
+            f"a newer release of phi3-batch has begun this run in output {output.location.text}:"
+            " finish it with that release, or start anew with --mode overwrite or another output"
+        )
     if not rows:
         _check_columns(output, asked)  # of what somebody has left of it
     if start is None:
@@ -117,16 +123,16 @@ def _go_on(
         version=output.version,
         rows=rows,
         run_id=record.run_id if record else None,
-        chunks=record.chunks if record and not record.ids else None,
+        chunks=record.chunks if record and not record.run.ids else None,
     )
 
 
-def _standing_start(ledger: Ledger, asked: AskedRun) -> Commit | None:
+def _standing_start(output: OutputTable, ledger: Ledger, asked: AskedRun) -> Commit | None:
     """The run's first commit, unless another run has taken the table over since."""
     start = ledger.start_of(asked.run.fingerprint)
     if start:
         try:
-            check_standing(asked.run, start.version, ledger.commits)
+            check_standing(asked.run, output.location.text, start.version, ledger.commits)
         except SupersededError:
             return None
     return start
@@ -136,7 +142,7 @@ def _look_by_ids(
     spark: SparkSession, output: OutputTable, ledger: Ledger, asked: AskedRun
 ) -> OutputState:
     """The same for a run with ids, which compares row by row."""
-    start = _standing_start(ledger, asked)
+    start = _standing_start(output, ledger, asked)
     if start is None and asked.mode == "overwrite":
         return OutputState("overwrite", seen=ledger, version=output.version)
     if asked.mode != "overwrite":
@@ -148,11 +154,11 @@ def _look_by_ids(
     rivals = [
         commit
         for commit in ledger.since_replaced()
-        if commit.record and asked.run.reads_the_input_of(commit.record)
+        if commit.record and asked.run.reads_the_input_of(commit.record.run)
     ]
     for rival in rivals:
         assert rival.record is not None  # they were chosen so
-        check_order(asked.run, rival.record)
+        check_order(asked.run, output.location.text, rival.record.run)
     # a run that goes on must learn of this one, or it would write older rows over what is there
     may_wait = not rivals or ledger.is_finished(rivals[-1])
     return OutputState("append", may_wait=may_wait, seen=ledger, version=output.version)
@@ -227,10 +233,10 @@ def _check_unfinished(
 ) -> None:
     """Raise if the last run on the same input has rows to go: its command has been changed."""
     last = ledger.last_start.record if ledger.last_start else None
-    if last is None or last.ids or not asked.run.reads_the_input_of(last):
+    if last is None or last.run.ids or not asked.run.reads_the_input_of(last.run):
         return
-    there = sum(_count_rows(spark, output, last.fingerprint).values())
-    if there < last.rows:
+    there = sum(_count_rows(spark, output, last.run.fingerprint).values())
+    if last.rows is not None and there < last.rows:
         raise TableError(
             f"output {output.location.text} has {there:,} of {last.rows:,} rows of a run that is"
             f" not finished, and this one differs{_differing(ledger, asked)}: finish it with the"
@@ -250,7 +256,7 @@ def _differing(ledger: Ledger, asked: AskedRun) -> str:
     last = ledger.last_start.record if ledger.last_start else None
     if last is None:
         return ""
-    before, now = _in_words(last, last.settings), _in_words(asked.run, asked.settings)
+    before, now = _in_words(last.run), _in_words(asked.run)
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     told = [
         f"{name.removesuffix('_sha256')} is another"
@@ -261,8 +267,8 @@ def _differing(ledger: Ledger, asked: AskedRun) -> str:
     return f" ({'; '.join(told)})" if told else ""
 
 
-def _in_words(run: RunRecord | Contender, settings: Mapping[str, str]) -> dict[str, str]:
-    return {"input": run.input, "input version": str(run.input_version), **settings}
+def _in_words(run: RunIdentity) -> dict[str, str]:
+    return {"input": run.input, "input version": str(run.input_version), **run.settings}
 
 
 def _types(table: StructType) -> set[tuple[str, str]]:

@@ -13,10 +13,11 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 from py4j.protocol import Py4JError
 from pyspark.errors import PySparkException
 
-from phi3_batch.errors import RowErrorCode, ScoringError
+from phi3_batch.errors import ScoringError
 from phi3_batch.scoring.delta.tables import Location
 from phi3_batch.scoring.job import faults
 from phi3_batch.scoring.job.faults import Fault
+from phi3_batch.scoring.rows.score import Blamed
 
 # Rows that may kill the process that runs them before the model, or the machine, is to blame: so
 # many, or one in a hundred.
@@ -30,8 +31,6 @@ _TRIED_ALONE = 5
 _OF_ROWS_OR_CHANCE = (Fault.CRASH, Fault.RAISED)
 
 Result = TypeVar("Result", covariant=True)
-# Requests, and what is written beside their rows.
-Blamed = dict[str, tuple[RowErrorCode, str]]
 
 
 class EverythingFailsError(ScoringError):

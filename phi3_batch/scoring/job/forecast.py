@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pandas as pd
@@ -13,9 +13,10 @@ from pyspark.sql import functions as F
 
 from phi3_batch.errors import ScoringError
 from phi3_batch.scoring.job import faults
-from phi3_batch.scoring.job.chunks import ChunkScorer
-from phi3_batch.scoring.job.plan import REFUSAL, REQUEST_ID, ScoringPlan
-from phi3_batch.scoring.rows.udf import worker_settings
+from phi3_batch.scoring.job.plan import ScoringPlan
+from phi3_batch.scoring.rows.score import RowScorer
+from phi3_batch.scoring.rows.udf import model_udf, worker_settings
+from phi3_batch.scoring.rows.work import REQUEST_ID, Work
 
 # Requests that are read through the model's tokenizer, on the driver, and their characters: some
 # seconds' work, and no more memory than that.
@@ -109,22 +110,22 @@ def make_forecast(spark: SparkSession, plan: ScoringPlan, executors: int | None)
     """
     requests = sum(chunk.requests for chunk in plan.to_do)
     return Forecast(
-        tokens=_count_tokens(plan),
-        pilot=_pilot(spark, plan) if requests else None,
+        tokens=_count_tokens(plan.work) if plan.work else None,
+        pilot=_pilot(spark, plan, plan.work) if plan.work and requests else None,
         requests=requests,
         executors=executors or plan.slots,
         cores_each=int(spark.conf.get("spark.task.cpus", "1") or 1),
     )
 
 
-def _count_tokens(plan: ScoringPlan) -> TokenCount | None:
-    model = plan.model.plannable
+def _count_tokens(work: Work) -> TokenCount | None:
+    model = work.model.plannable
     if model is None:
         return None
-    sound = plan.work.where(F.col(REFUSAL).isNull())
+    sound = work.sound()
     once = sound.dropDuplicates([REQUEST_ID]).orderBy(REQUEST_ID)  # by a hash: in no order
     sized = once.select(
-        REQUEST_ID, plan.requests.struct().alias("row"), plan.requests.characters().alias("size")
+        REQUEST_ID, work.requests.struct().alias("row"), work.requests.characters().alias("size")
     ).limit(_MOST_COUNTED)
     in_order = Window.partitionBy(F.lit(0)).orderBy(REQUEST_ID)
     before = F.sum("size").over(in_order) - F.col("size")
@@ -132,7 +133,7 @@ def _count_tokens(plan: ScoringPlan) -> TokenCount | None:
     inputs = pd.DataFrame([row["row"].asDict(recursive=True) for row in rows])
     if inputs.empty:
         return TokenCount(0, 0, 0, 0)
-    params = {} if plan.model.takes_messages else dict(plan.model.params)
+    params = {} if work.model.takes_messages else dict(work.model.params)
     examined = model.examine(inputs, params)
     distinct = sound.select(F.count_distinct(REQUEST_ID)).head()
     assert distinct is not None  # an aggregate of no rows is a row too
@@ -149,25 +150,26 @@ def _count_tokens(plan: ScoringPlan) -> TokenCount | None:
     )
 
 
-def _pilot(spark: SparkSession, plan: ScoringPlan) -> Pilot:
-    scorer = ChunkScorer(spark, plan, run_id="")
-    ids = F.col(REQUEST_ID)
-    sound = plan.work.where(F.col(REFUSAL).isNull())
+def _pilot(spark: SparkSession, plan: ScoringPlan, work: Work) -> Pilot:
+    scorer = RowScorer(work, model_udf(spark, work.model))
+    ids, sound = F.col(REQUEST_ID), work.sound()
     sample = [row[0] for row in sound.select(ids).distinct().orderBy(ids).head(_PILOT_REQUESTS + 1)]
+
+    def timed(requests: Sequence[str]) -> tuple[float, int]:
+        started = time.monotonic()
+        tokens = scorer.try_out(sound.where(ids.isin(*requests)))
+        return time.monotonic() - started, tokens
+
     try:
-        with worker_settings(spark, plan.model, plan.heaviest_s):
-            scorer.try_out(sample[:1])  # loads the model
-            started = time.monotonic()
-            scorer.try_out(sample[:1])
-            for_one = time.monotonic() - started
+        with worker_settings(spark, work.model, plan.heaviest_s):
+            timed(sample[:1])  # loads the model
+            for_one, _ = timed(sample[:1])
             if len(sample) == 1:
                 return Pilot(1, for_one, None)
-            started = time.monotonic()
-            tokens = scorer.try_out(sample)
-            for_all = time.monotonic() - started
+            for_all, tokens = timed(sample)
     except (PySparkException, Py4JError) as error:
         raise ScoringError(f"the pilot failed: {faults.why(error)}") from None
     # what both jobs cost to start goes out of the difference
     seconds = max(for_all - for_one, 0.0) / (len(sample) - 1)
-    each = tokens / len(sample) if plan.model.counts_tokens else None
+    each = tokens / len(sample) if work.model.counts_tokens else None
     return Pilot(len(sample), seconds, each)

@@ -1,10 +1,10 @@
 """Running a scoring job: chunk by chunk, each written once, whatever happens in between."""
 
-import contextlib
 import time
 from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import partial
@@ -20,9 +20,10 @@ from phi3_batch.scoring.delta import tables
 from phi3_batch.scoring.delta.balance import Balance, compare_run
 from phi3_batch.scoring.delta.ledger import Ledger, read_ledger
 from phi3_batch.scoring.job import faults, statistics
-from phi3_batch.scoring.job.chunks import ChunkScorer, ScoredChunk
+from phi3_batch.scoring.job.chunks import ScoredChunk
 from phi3_batch.scoring.job.plan import ScoringPlan
 from phi3_batch.scoring.job.statistics import Statistics
+from phi3_batch.scoring.job.writer import RunWriter
 from phi3_batch.scoring.rows import schema
 from phi3_batch.scoring.rows.udf import engines_in_use, worker_settings
 
@@ -161,7 +162,9 @@ def run_scoring(
         rows_done=plan.total - sum(chunk.rows for chunk in plan.to_do),
         requests_left=sum(chunk.requests for chunk in plan.to_do),
     )
-    with worker_settings(spark, plan.model, plan.heaviest_s):
+    with ExitStack() as stack:
+        if plan.work:
+            stack.enter_context(worker_settings(spark, plan.work.model, plan.heaviest_s))
         job = _Job(spark, plan, run_id, budget, progress, on_progress, on_chunk)
         outcome = job.run()
         scored = outcome is not Outcome.INTERRUPTED and progress.requests_done
@@ -187,9 +190,9 @@ class _Job:
         self._progress = progress
         self._on_progress = on_progress
         self._on_chunk = on_chunk
-        self._scorer = ChunkScorer(spark, plan, run_id)
+        self._writer = RunWriter(spark, plan, run_id)
         # One more than fill the slots: while one commits, another keeps the processors busy.
-        self._in_flight = self._scorer.side_by_side + 1
+        self._in_flight = self._writer.side_by_side + 1
         self._pool = session.JobPool(spark, self._in_flight)
         self._running: set[Future[ScoredChunk | None]] = set()
         self._started = time.monotonic()
@@ -200,19 +203,19 @@ class _Job:
         Raises:
             ScoringError: a chunk cannot be scored.
         """
-        scorer, waiting = self._scorer, deque(self._plan.to_do)
+        writer, waiting = self._writer, deque(self._plan.to_do)
         try:
             # The first commit makes or replaces the table, and is waited for: if its chunk cannot
             # be scored, the table is as it was.
             if self._plan.state.begin:
                 first = waiting.popleft() if waiting and not self._plan.begins_empty else None
-                self._finish(lambda: scorer.begin(first))
+                self._finish(lambda: writer.begin(first))
             while self._running or (waiting and not self._is_spent()):
                 while waiting and len(self._running) < self._in_flight and not self._is_spent():
-                    self._submit(partial(scorer.score, waiting.popleft()))
+                    self._submit(partial(writer.write, waiting.popleft()))
                 self._wait()
             if not waiting:
-                self._finish(scorer.bring_up_to_date)
+                self._finish(writer.bring_up_to_date)
         except KeyboardInterrupt:
             self._drop_running()
             return Outcome.INTERRUPTED
@@ -258,7 +261,7 @@ class _Job:
     def _drop_running(self) -> None:
         """Stop what is in flight; a chunk that had reached its commit is done all the same."""
         while self._running:
-            with contextlib.suppress(Py4JError, OSError):  # of a JVM that has died
+            with suppress(Py4JError, OSError):  # of a JVM that has died
                 self._pool.cancel()  # again and again: a job may have been about to start
             done, self._running = wait(self._running, _TICK_S)
             for future in done:
@@ -293,8 +296,8 @@ def _check_balance(plan: ScoringPlan, table: DataFrame, ledger: Ledger) -> Balan
         plan.pinned,
         table,
         ledger,
-        plan.fingerprint,
-        plan.options.ids,
+        plan.run.fingerprint,
+        plan.run.ids,
         list(plan.pinned.schema)[:-1],  # but for the request_id
     )
     if not balance.ok:
@@ -307,7 +310,7 @@ def _check_balance(plan: ScoringPlan, table: DataFrame, ledger: Ledger) -> Balan
 
 
 def _rows_of(plan: ScoringPlan, table: DataFrame) -> DataFrame:
-    return table.where(F.col(schema.FINGERPRINT) == plan.fingerprint)
+    return table.where(F.col(schema.FINGERPRINT) == plan.run.fingerprint)
 
 
 def _summarize(
@@ -329,7 +332,7 @@ def _summarize(
         progress=progress,
         balance=_check_balance(plan, table, ledger) if outcome is Outcome.COMPLETE else None,
         statistics=statistics.collect(
-            _rows_of(plan, table), ledger, plan.fingerprint, plan.chunk_count
+            _rows_of(plan, table), ledger, plan.run.fingerprint, plan.chunk_count
         ),
         output_version=version,
         output_path=tables.table_path(spark, output),

@@ -86,7 +86,6 @@ class ScoringModel:
         kind: how it answers.
         params: generation parameters that hold for every row.
         defaults: what a row has that gives no parameter.
-        model_id: of MLflow's logged model, where it is one.
         plannable: what says how much a job will take; None for models that are not ours.
     """
 
@@ -96,7 +95,6 @@ class ScoringModel:
     kind: ModelKind
     params: Mapping[str, Any]
     defaults: Mapping[str, Any]
-    model_id: str | None
     plannable: PlannableModel | None
 
     @property
@@ -157,6 +155,21 @@ def find_model(uri: str) -> FoundModel:
     return FoundModel(uri, resolved_uri, info)
 
 
+def check_params(found: FoundModel, options: Mapping[str, Any]) -> None:
+    """See that a model has the parameters of these options.
+
+    Raises:
+        InvalidParameterError: it has not.
+    """
+    known = _known_params(found)
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise InvalidParameterError(
+            f"{found.uri} has no parameter {unknown[0]!r}, it takes"
+            f" {', '.join(known) or 'none at all'}"
+        )
+
+
 def load_model(
     found: FoundModel,
     options: Mapping[str, Any],
@@ -168,22 +181,15 @@ def load_model(
 
     Args:
         found: from :func:`find_model`.
-        options: the generation parameters that the user gave; the model's own defaults for others.
+        options: the generation parameters that the user gave, which :func:`check_params` has seen;
+            the model's own defaults for others.
         wrap_pipeline: makes a model that Spark can score of a plain pipeline, by its URI.
         pilot_prompts: gives two prompts of the table; called for models that are not ours, whose
             answers to them show how they take a batch.
 
     Raises:
         InvalidModelError: the model cannot be loaded, or does not answer every row.
-        InvalidParameterError: the model has no parameter of an option's name.
     """
-    known = _known_params(found)
-    unknown = [name for name in options if name not in known]
-    if unknown:
-        raise InvalidParameterError(
-            f"{found.uri} has no parameter {unknown[0]!r}, it takes"
-            f" {', '.join(known) or 'none at all'}"
-        )
     served_uri = found.resolved_uri
     if found.is_plain_pipeline:
         served_uri = wrap_pipeline(served_uri)
@@ -199,7 +205,6 @@ def load_model(
         kind=kind,
         params=options,
         defaults={name: defaults[name] for name in (*CHAT_PARAMS, STREAM)},
-        model_id=found.info.model_id,
         plannable=_plannable(model),
     )
 

@@ -50,7 +50,7 @@ class Source:
     user_template: UserTemplate | None = None
     param_columns: Mapping[str, str] = field(default_factory=dict)
 
-    def describe(self, model: ScoringModel) -> str:
+    def describe(self, model: FoundModel) -> str:
         """What is read, in a few words."""
         if self.user_template:
             return f"messages made of {', '.join(self.user_template.columns)}"
