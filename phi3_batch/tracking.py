@@ -25,7 +25,7 @@ from mlflow.entities import LifecycleStage, LoggedModelInput, Run
 from mlflow.exceptions import MlflowException
 from py4j.protocol import Py4JError
 
-from phi3_batch.report import RunReport, render
+from phi3_batch.report.figures import RunReport
 from phi3_batch.scoring.delta.tables import InputTable
 from phi3_batch.scoring.job.chunks import ScoredChunk
 from phi3_batch.scoring.job.plan import ScoringPlan
@@ -148,7 +148,7 @@ class ScoringRun:
         """
         run = self._run
         engines = _join(summary.engines, run.engines if run else "")
-        page = render(_report(plan, summary, self.run_id, engines))
+        page = _render(plan, summary, self.run_id, engines)
         if run is not None:
             failure = self._calls.wait_for(lambda: _record(run, summary, engines, page), _END_S)
             if failure:
@@ -219,7 +219,7 @@ def record_finished(
     def render_for(run: Run | None) -> str:
         run_id = run.info.run_id if run else plan.state.run_id or "-"
         engines = run.data.tags.get(_ENGINE_TAG, "") if run else ""
-        return render(_report(plan, summary, run_id, engines))
+        return _render(plan, summary, run_id, engines)
 
     def record() -> None:
         begun_as = plan.state.run_id
@@ -466,6 +466,12 @@ def _log_dataset(dataset: Dataset) -> None:
         # a store has each dataset once, and another driver has entered it between this one's look
         # and its own entry: now it is found
         mlflow.log_input(dataset, context="scoring")
+
+
+def _render(plan: ScoringPlan, summary: Summary, run_id: str, engines: str) -> str:
+    from phi3_batch.report.page import render  # it imports matplotlib, which takes a second
+
+    return render(_report(plan, summary, run_id, engines))
 
 
 def _report(plan: ScoringPlan, summary: Summary, run_id: str, engines: str) -> RunReport:

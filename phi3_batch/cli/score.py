@@ -1,6 +1,8 @@
 """The command ``phi3-batch score``."""
 
+import os
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +15,7 @@ from phi3_batch.cli.console import UNREAD, err, in_brackets, out, print_field, s
 from phi3_batch.cli.forecast import print_forecast, print_plan
 from phi3_batch.cli.options import takes_job_options
 from phi3_batch.cli.progress import progress_display
-from phi3_batch.errors import EnvironmentProblemError
+from phi3_batch.errors import EnvironmentProblemError, InvalidParameterError
 from phi3_batch.options import JobOptions
 
 if TYPE_CHECKING:  # the commands import what they need: --help must not wait for pyspark
@@ -64,7 +66,6 @@ def score(
     """
     from phi3_batch import tracking
     from phi3_batch.models.wrap import wrap_pipeline
-    from phi3_batch.report import check_report_file
     from phi3_batch.scoring import session
     from phi3_batch.scoring.job.asked import ScoreOptions
     from phi3_batch.scoring.job.forecast import make_forecast
@@ -73,7 +74,7 @@ def score(
 
     asked = ScoreOptions.of(options)
     if report is not None:
-        check_report_file(report)
+        _check_report_file(report)
     with status("starting Spark (the first start fetches Delta's jars)"):
         spark = session.get_session()
     with status("checking the tables and the model"):
@@ -149,6 +150,25 @@ def _interrupt_when_unread(show: Callable[["Progress"], None]) -> Callable[["Pro
 
 def _warn(line: str) -> None:
     err.print(f"warning: {line}", markup=False)
+
+
+def _check_report_file(file: Path) -> None:
+    """See whether a report can be written to a file, and leave the file as it is.
+
+    Raises:
+        InvalidParameterError: it is a folder, or it cannot be written.
+    """
+    try:
+        if file.exists():
+            os.close(os.open(file, os.O_WRONLY | os.O_NONBLOCK))  # O_NONBLOCK: of a pipe too
+        elif not file.parent.is_dir():
+            raise InvalidParameterError(f"--report: there is no folder {file.parent}")
+        else:
+            tempfile.TemporaryFile(dir=file.parent).close()  # has no name, where Linux can do so
+    except OSError as error:
+        raise InvalidParameterError(
+            f"--report: {file} cannot be written: {error.strerror}; give the name of a file"
+        ) from error
 
 
 def _write_report(page: str, file: Path) -> None:

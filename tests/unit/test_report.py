@@ -9,16 +9,10 @@ import matplotlib
 import numpy as np
 import pytest
 
-from phi3_batch.report import (
-    ChunkRecord,
-    Histogram,
-    RunReport,
-    busy_seconds,
-    format_share,
-    rate_curve,
-    render,
-    summarize,
-)
+from phi3_batch.report.figures import RunReport, format_share, summarize
+from phi3_batch.report.page import render
+from phi3_batch.report.speed import busy_seconds, rate_curve
+from phi3_batch.scoring.job.statistics import ChunkRecord, Histogram
 from phi3_batch.words import format_duration
 
 START = datetime(2026, 3, 2, 21, 14, 8, tzinfo=UTC)

@@ -1,0 +1,5 @@
+"""The report of one scoring run: a page that stands on its own, to be mailed, printed and kept.
+
+Counts, times and names only: no text of a prompt or a completion can get into it. What draws it is
+imported when one is written: ``page``, and nothing else, needs matplotlib and jinja.
+"""
