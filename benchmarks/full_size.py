@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.table import Table
 from workloads import workload
 
-from phi3_batch.engines import get_engine
+from phi3_batch.engines import this_process
 from phi3_batch.model_files import Manifest, ModelFolder
 
 FULL_LAYERS = 32
@@ -52,7 +52,7 @@ class AsLogged(OurEngine):
     """An engine as a logged model loads it: by its digests, and through the machine's cache."""
 
     def __init__(self, folder: ModelFolder, manifest: Manifest, choice: str) -> None:
-        self._engine = get_engine(folder, manifest, choice)
+        self._engine = this_process.engine(folder, manifest, choice)
 
     def cache_bytes(self) -> int:
         """OpenVINO's, as its pipeline tells after the rows."""

@@ -225,7 +225,7 @@ def check_build(folder: ModelFolder, checkpoint: Checkpoint, text: Path = SAMPLE
         EngineError: onnxruntime-genai cannot load the build or run it.
         InvalidParameterError: the text cannot be read, or is too short.
     """
-    # not by get_engine, which would keep the engine until the process ends
+    # not by this_process, which would keep the engine until the process ends
     from phi3_batch.engines.onnxruntime.engine import OnnxRuntimeGenAIEngine
 
     ids = read_text(text, folder.tokenizer)

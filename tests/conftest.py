@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from phi3_batch.engines import Engine, get_engine
+from phi3_batch.engines import Engine, this_process
 from phi3_batch.model_files import ModelFolder
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -58,4 +58,4 @@ def tiny_folder() -> ModelFolder:
 
 @pytest.fixture(scope="session")
 def tiny_engine(tiny_folder: ModelFolder) -> Engine:
-    return get_engine(tiny_folder, tiny_folder.read_manifest())
+    return this_process.engine(tiny_folder, tiny_folder.read_manifest())

@@ -15,42 +15,59 @@ from phi3_batch.engines.base import Engine
 from phi3_batch.model_files import Checkpoint, Manifest, ModelFolder
 
 _logger = logging.getLogger(__name__)
-_lock = threading.Lock()
-# by what was asked for: the weights' digest, and the choice of engine
-_loaded: tuple[tuple[str, str], Engine] | None = None
 
 
-def get_engine(
-    folder: ModelFolder | Checkpoint, manifest: Manifest, logged_choice: str = registry.AUTO
-) -> Engine:
-    """The engine of this process for a model, loaded when it is not the one loaded last.
+class Process:
+    """What a process keeps from one call to the next: the engine that was loaded last.
 
-    Only the last one is kept: two copies of the weights would be one too many on an executor.
-
-    Args:
-        folder: where the model's files are now. A checkpoint is run by transformers, whatever the
-            choice is.
-        manifest: the digests of its files, as taken when the model was logged; they are compared.
-        logged_choice: of the runtime for an ONNX build, unless the environment has another. "auto"
-            is OpenVINO, the faster one, wherever it can run the model, and else
-            onnxruntime-genai.
-
-    Raises:
-        InvalidModelError: a file is not the one of the manifest, or is written to meanwhile.
-        EngineError: the runtime cannot load the model, or is missing.
-        EnvironmentProblemError: torch or transformers is missing.
-        InvalidParameterError: there is no such engine.
+    Two copies of the weights would be one too many on an executor.
     """
-    global _loaded
-    choice = registry.choose(logged_choice)
-    wanted = manifest.digest, choice
-    with _lock:
-        if _loaded is None or _loaded[0] != wanted:
-            _loaded = None  # let go of the old weights before the new ones are read
-            started = time.monotonic()
-            with manifest.checked(folder.path):
-                engine = registry.create(folder, manifest, choice)
-            _logger.info("loaded %s in %.1f s", engine.name, time.monotonic() - started)
-            _loaded = wanted, engine
-            tell_loaded_engine(engine.name)
-        return _loaded[1]
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        # by what was asked for: the weights' digest, and the choice of engine
+        self._loaded: tuple[tuple[str, str], Engine] | None = None
+
+    def engine(
+        self,
+        folder: ModelFolder | Checkpoint,
+        manifest: Manifest,
+        logged_choice: str = registry.AUTO,
+    ) -> Engine:
+        """The engine for a model, loaded when it is not the one that was loaded last.
+
+        Args:
+            folder: where the model's files are now. A checkpoint is run by transformers, whatever
+                the choice is.
+            manifest: the digests of its files, as taken when the model was logged; they are
+                compared.
+            logged_choice: of the runtime for an ONNX build, unless the environment has another.
+                "auto" is OpenVINO, the faster one, wherever it can run the model, and else
+                onnxruntime-genai.
+
+        Raises:
+            InvalidModelError: a file is not the one of the manifest, or is written to meanwhile.
+            EngineError: the runtime cannot load the model, or is missing.
+            EnvironmentProblemError: torch or transformers is missing.
+            InvalidParameterError: there is no such engine.
+        """
+        choice = registry.choose(logged_choice)
+        wanted = manifest.digest, choice
+        with self._lock:
+            if self._loaded is None or self._loaded[0] != wanted:
+                self._loaded = None  # let go of the old weights before the new ones are read
+                started = time.monotonic()
+                with manifest.checked(folder.path):
+                    engine = registry.create(folder, manifest, choice)
+                _logger.info("loaded %s in %.1f s", engine.name, time.monotonic() - started)
+                self._loaded = wanted, engine
+                tell_loaded_engine(engine.name)
+            return self._loaded[1]
+
+    def reset(self) -> None:
+        """Let go of the engine."""
+        with self._lock:
+            self._loaded = None
+
+
+this_process = Process()

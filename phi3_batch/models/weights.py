@@ -9,7 +9,7 @@ from typing import TypeVar
 from mlflow.pyfunc.model import PythonModelContext
 
 from phi3_batch import scratch
-from phi3_batch.engines import Engine, choose, get_engine, registry
+from phi3_batch.engines import Engine, choose, registry, this_process
 from phi3_batch.errors import InvalidModelError
 from phi3_batch.model_files import Checkpoint, Manifest, ModelFolder
 from phi3_batch.words import first_line
@@ -77,7 +77,7 @@ class LoggedWeights:
         Raises:
             EngineError: no runtime can load the model.
         """
-        return get_engine(self.folder, self.manifest, self.engine_choice)
+        return this_process.engine(self.folder, self.manifest, self.engine_choice)
 
     def memory_bytes(self, tokens: int) -> int:
         """About what a process takes that runs the model, for requests of so many tokens."""

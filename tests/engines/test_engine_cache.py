@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from phi3_batch.contract import ENGINE_VARIABLE, LOADED_ENGINE_VARIABLE, loaded_engine
-from phi3_batch.engines import get_engine, spec
-from phi3_batch.engines import process as cache
+from phi3_batch.engines import spec, this_process
 from phi3_batch.engines.ov import cache as openvino_cache
 from phi3_batch.engines.ov import engine as openvino
 from phi3_batch.engines.ov.engine import MODEL_BIN, MODEL_XML, OpenVINOEngine
@@ -32,12 +31,12 @@ def resident_bytes():
 
 def load(path, choice="auto"):
     folder = ModelFolder.open(path)
-    return get_engine(folder, folder.read_manifest(), choice)
+    return this_process.engine(folder, folder.read_manifest(), choice)
 
 
 @pytest.fixture(autouse=True)
 def nothing_loaded(monkeypatch):
-    monkeypatch.setattr(cache, "_loaded", None)
+    this_process.reset()
     monkeypatch.delenv(ENGINE_VARIABLE, raising=False)
     monkeypatch.delenv(LOADED_ENGINE_VARIABLE, raising=False)
 
@@ -189,7 +188,7 @@ def test_the_converted_model_is_kept_for_the_next_process(
     monkeypatch, cache_root, tiny_folder, samples, requests_of_samples
 ):
     load(tiny_folder.path, "openvino")
-    monkeypatch.setattr(cache, "_loaded", None)
+    this_process.reset()
     unknown_graph(monkeypatch)  # another conversion would fail
     answers = load(tiny_folder.path, "openvino").generate(requests_of_samples[:20])
     assert [answer.text for answer in answers] == [sample.answer for sample in samples[:20]]
@@ -229,7 +228,7 @@ def test_a_damaged_converted_model_is_repaired_with_one_line(
     monkeypatch, caplog, cache_root, tiny_folder, samples, requests_of_samples
 ):
     load(tiny_folder.path, "openvino")
-    monkeypatch.setattr(cache, "_loaded", None)
+    this_process.reset()
     (weights,) = cache_root.glob(f"*/{MODEL_BIN}")
     damaged = bytearray(weights.read_bytes())
     damaged[1000:2000] = bytes(1000)
@@ -273,8 +272,8 @@ def test_damaged_weights_are_refused_and_no_conversion_of_them_is_kept(
     logged = tiny_folder.read_manifest()
     damage(build / "model.onnx.data")
     with pytest.raises(InvalidModelError, match=r"model\.onnx\.data is not the file"):
-        get_engine(ModelFolder.open(build), logged, choice)
-    answers = get_engine(tiny_folder, logged, choice).generate(requests_of_samples[:20])
+        this_process.engine(ModelFolder.open(build), logged, choice)
+    answers = this_process.engine(tiny_folder, logged, choice).generate(requests_of_samples[:20])
     assert [answer.text for answer in answers] == [sample.answer for sample in samples[:20]]
 
 
@@ -295,7 +294,7 @@ def test_weights_that_change_while_they_are_converted_are_not_kept(
 
     monkeypatch.setattr(openvino_cache, "convert", convert_what_changes)
     with pytest.raises(InvalidModelError, match=r"model\.onnx\.data was written to while"):
-        get_engine(ModelFolder.open(build), tiny_folder.read_manifest(), "openvino")
+        this_process.engine(ModelFolder.open(build), tiny_folder.read_manifest(), "openvino")
     assert list(cache_root.glob("*/")) == []
 
 

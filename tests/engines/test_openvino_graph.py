@@ -14,8 +14,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from phi3_batch.contract import ENGINE_VARIABLE
-from phi3_batch.engines import get_engine
-from phi3_batch.engines import process as cache
+from phi3_batch.engines import this_process
 from phi3_batch.engines.onnxruntime.engine import OnnxRuntimeGenAIEngine
 from phi3_batch.engines.ov import engine as engine_module
 from phi3_batch.engines.ov import graph as openvino_graph
@@ -616,10 +615,10 @@ def test_a_graph_whose_weights_are_cut_short_is_refused(tiny_folder, build):
     ],
 )
 def test_onnxruntime_runs_what_is_refused(builds, changed, name, message, monkeypatch, caplog):
-    monkeypatch.setattr(cache, "_loaded", None)
+    this_process.reset()
     monkeypatch.delenv(ENGINE_VARIABLE, raising=False)
     folder = changed(builds / name, exactly)
-    engine = get_engine(folder, folder.read_manifest())
+    engine = this_process.engine(folder, folder.read_manifest())
     assert engine.name.startswith("onnxruntime-genai ")
     warnings = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert [record.getMessage() for record in warnings] == [

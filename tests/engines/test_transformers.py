@@ -11,8 +11,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from phi3_batch.engines import get_engine, threads
-from phi3_batch.engines import process as cache
+from phi3_batch.engines import this_process, threads
 from phi3_batch.engines.torch import engine as module
 from phi3_batch.engines.torch.engine import TransformersEngine
 from phi3_batch.errors import EngineError, EnvironmentProblemError, InvalidModelError, RowErrorCode
@@ -494,15 +493,15 @@ def test_nothing_is_written_when_requests_succeed_or_are_refused(capfd, caplog, 
 
 @pytest.fixture
 def no_engine_loaded(monkeypatch):
-    monkeypatch.setattr(cache, "_loaded", None)
+    this_process.reset()
 
 
 @pytest.mark.usefixtures("no_engine_loaded")
 def test_a_checkpoint_is_run_by_transformers():
     checkpoint = Checkpoint.open(TINY_CHECKPOINT)
-    engine = get_engine(checkpoint, checkpoint.read_manifest())
+    engine = this_process.engine(checkpoint, checkpoint.read_manifest())
     assert isinstance(engine, TransformersEngine)
-    assert get_engine(checkpoint, checkpoint.read_manifest()) is engine
+    assert this_process.engine(checkpoint, checkpoint.read_manifest()) is engine
 
 
 @pytest.mark.usefixtures("no_engine_loaded")
@@ -511,7 +510,7 @@ def test_a_machine_without_torch_is_told_what_to_install(monkeypatch):
     monkeypatch.delitem(sys.modules, "phi3_batch.engines.torch.engine")
     checkpoint = Checkpoint.open(TINY_CHECKPOINT)
     with pytest.raises(EnvironmentProblemError) as error:
-        get_engine(checkpoint, checkpoint.read_manifest())
+        this_process.engine(checkpoint, checkpoint.read_manifest())
     message = str(error.value)
     assert "pip install 'phi3-batch[pipeline]'" in message
     assert "\n" not in message
