@@ -1,6 +1,6 @@
 # make demo   the whole way on the embedded model: log, register, score, look
-# make test   lint, types, import rules, and every test
-# make faults 200 kills of real jobs and 40 races of two, where `make test` has 4 and 2
+# make test   lint, types, import rules, and every test but those of make faults
+# make faults what takes long: 200 kills of real jobs, 40 races of two, executors and workers killed
 # make bench  every engine on a random model of real layer shapes; bench-short takes minutes
 #
 # Each starts from nothing but Python 3.11 and Java 17 or later; what they install is in .venv.

@@ -7,8 +7,6 @@ import time
 from functools import partial
 from pathlib import Path
 
-import pytest
-
 from phi3_batch.scoring.session import delta_package
 from tests.conftest import REPOSITORY, Sample
 from tests.faults.harness import (
@@ -18,11 +16,11 @@ from tests.faults.harness import (
     assert_each_row_once,
     await_busy_worker,
     compare,
+    deep,
     distinct_rows,
     find_below,
     write_rows,
 )
-from tests.faults.test_kills import IS_DEEP
 from tests.processes.test_spark_submit import CORES
 from tests.processes.test_spark_submit import cluster as cluster
 
@@ -69,6 +67,7 @@ def submit(
     )
 
 
+@deep
 def test_executors_that_are_killed(
     noting_uri: str, cluster: str, workplace: Workplace, samples: list[Sample]
 ) -> None:
@@ -94,7 +93,7 @@ def test_executors_that_are_killed(
     assert_each_row_once(rows, workplace.folder / "out")
 
 
-@pytest.mark.skipif(not IS_DEEP, reason="in `make faults`")
+@deep
 def test_an_executor_that_is_killed_with_an_engine_in_it(
     model_uri: str, cluster: str, workplace: Workplace, samples: list[Sample]
 ) -> None:

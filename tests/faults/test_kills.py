@@ -3,17 +3,15 @@
 PHI3_BATCH_KILLS says how many kills there are, PHI3_BATCH_SEED when they come.
 """
 
-import os
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
-import pytest
-
 from tests.conftest import Sample
 from tests.faults.harness import (
+    KILLS,
+    SEED,
     Comparison,
     Job,
     Row,
@@ -21,15 +19,13 @@ from tests.faults.harness import (
     answer_of,
     asked_in_tasks,
     compare,
+    deep,
     distinct_rows,
     largest_chunk,
     write_rows,
 )
 
-KILLS = int(os.environ.get("PHI3_BATCH_KILLS", "4"))
-REAL_MODEL_KILLS = max(1, KILLS // 5)
-IS_DEEP = KILLS > 20  # as in `make faults`
-SEED = int(os.environ.get("PHI3_BATCH_SEED", time.time_ns() % 10**6))
+REAL_MODEL_KILLS = KILLS // 5
 IN_FLIGHT = 2  # chunks, which are what a kill may cost
 
 
@@ -153,7 +149,6 @@ def endure_all(
     return ordeals
 
 
-@pytest.mark.skipif(KILLS == REAL_MODEL_KILLS, reason="one kill, which the real model has")
 def test_kills_lose_and_double_nothing_and_cost_two_chunks_each(
     noting_uri: str, workplace: Workplace, samples: list[Sample]
 ) -> None:
@@ -168,6 +163,7 @@ def test_kills_lose_and_double_nothing_and_cost_two_chunks_each(
         assert ordeal.recomputed <= ordeal.recomputable
 
 
+@deep
 def test_kills_of_a_job_with_the_real_model(
     model_uri: str, workplace: Workplace, samples: list[Sample]
 ) -> None:

@@ -10,15 +10,15 @@ from tests.faults.harness import (
     answer_of,
     asked_in_tasks,
     compare,
+    deep,
     distinct_rows,
     is_there,
     largest_chunk,
     read_table,
     write_rows,
 )
-from tests.faults.test_kills import IS_DEEP
 
-ROWS = 5_000 if IS_DEEP else 1_500
+ROWS = 5_000
 
 
 def trials(requests: int) -> float:
@@ -26,6 +26,7 @@ def trials(requests: int) -> float:
     return 2 + 2 * math.log2(requests)
 
 
+@deep
 def test_one_poisonous_prompt_among_many_is_the_only_one_without_an_answer(
     noting_uri: str, workplace: Workplace, samples: list[Sample]
 ) -> None:
@@ -49,16 +50,12 @@ def test_one_poisonous_prompt_among_many_is_the_only_one_without_an_answer(
     assert 0 < retries <= allowed
 
 
+@deep
 @pytest.mark.parametrize(
     ("failure", "says"),
     [
         ({"DIES_OF": "*"}, "a Python worker died while the model ran"),
-        # the same way through the job as the first
-        pytest.param(
-            {"RAISES_IN_TASKS": "1"},
-            "the model raised ValueError in a Spark task",
-            marks=pytest.mark.skipif(not IS_DEEP, reason="in `make faults`"),
-        ),
+        ({"RAISES_IN_TASKS": "1"}, "the model raised ValueError in a Spark task"),
     ],
     ids=["dies", "raises"],
 )

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,10 +15,18 @@ from random import Random
 import pandas as pd
 
 from tests.conftest import Sample
-from tests.faults.harness import Job, Row, Workplace, distinct_rows, read_table, write_rows
+from tests.faults.harness import (
+    SEED,
+    Job,
+    Row,
+    Workplace,
+    deep,
+    distinct_rows,
+    read_table,
+    write_rows,
+)
 
 RACES = int(os.environ.get("PHI3_BATCH_RACES", "1"))
-SEED = int(os.environ.get("PHI3_BATCH_SEED", time.time_ns() % 10**6))
 ROWS = 400
 NEWER = "00000000000000000001.json"
 PAUSE_MS = "20"  # so that the first is at work for as long as the second takes to begin
@@ -58,6 +65,7 @@ def say(kind: str, ends: Counter[tuple[int, int]], faults: Counter[str]) -> None
     print(f"seed {SEED}: {RACES} races of {kind}, exit codes {dict(ends)}, {dict(faults)}")
 
 
+@deep
 def test_a_run_and_another_that_replaces_its_table(
     noting_uri: str, workplace: Workplace, samples: list[Sample]
 ) -> None:
@@ -90,6 +98,7 @@ def test_a_run_and_another_that_replaces_its_table(
     say("replacing", ends, faults)
 
 
+@deep
 def test_an_older_and_a_newer_incremental_run(
     noting_uri: str, workplace: Workplace, samples: list[Sample]
 ) -> None:

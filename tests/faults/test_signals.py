@@ -12,10 +12,12 @@ import mlflow
 from phi3_batch.scoring.session import delta_package
 from tests.conftest import REPOSITORY, Sample
 from tests.faults.harness import (
+    SEED,
     Job,
     Workplace,
     assert_each_row_once,
     chunk_commits,
+    deep,
     distinct_rows,
     find_below,
     is_there,
@@ -23,7 +25,6 @@ from tests.faults.harness import (
     to_int,
     write_rows,
 )
-from tests.faults.test_kills import SEED
 
 HOW_TO_GO_ON = r"([\d,]+) of ([\d,]+) rows are in the output, the same command goes on from there"
 
@@ -41,13 +42,6 @@ def test_sigterm_leaves_whole_chunks_and_says_how_many_rows(
     rows = distinct_rows(samples, 1_500)
     source, output = write_rows(rows, workplace.folder / "rows.jsonl"), workplace.folder / "out"
     command = ("--model", noting_uri, "--input", source, "--output", output)
-
-    # before the first commit: nothing is there
-    job = workplace.start(*command, PAUSE_MS="4")
-    assert job.await_scoring(), job.words()
-    last = stop(job)
-    assert last == "interrupted: the output is as it was, the same command starts anew"
-    assert not is_there(output)
 
     # while chunks are in flight
     job = workplace.start(*command, PAUSE_MS="4")
@@ -69,6 +63,21 @@ def test_sigterm_leaves_whole_chunks_and_says_how_many_rows(
     commits = chunk_commits(output)
     assert commits[: len(done)] == done
     assert sorted(commit.chunk for commit in commits) == list(range(4))
+
+
+@deep
+def test_sigterm_before_the_first_commit_leaves_nothing(
+    noting_uri: str, workplace: Workplace, samples: list[Sample]
+) -> None:
+    rows, output = distinct_rows(samples, 1_500), workplace.folder / "out"
+    source = write_rows(rows, workplace.folder / "rows.jsonl")
+    job = workplace.start(
+        "--model", noting_uri, "--input", source, "--output", output, PAUSE_MS="4"
+    )
+    assert job.await_scoring(), job.words()
+    last = stop(job)
+    assert last == "interrupted: the output is as it was, the same command starts anew"
+    assert not is_there(output)
 
 
 def test_ctrl_c_while_spark_starts_leaves_no_jvm(
@@ -103,6 +112,7 @@ def test_a_driver_jvm_that_dies_is_one_line_and_a_failed_run(
     assert mlflow.get_run(run_id).info.status == "FAILED"
 
 
+@deep
 def test_a_run_in_halves_on_all_processors_and_on_one_is_an_undisturbed_run(
     model_uri: str, workplace: Workplace, samples: list[Sample]
 ) -> None:

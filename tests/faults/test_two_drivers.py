@@ -2,18 +2,16 @@
 
 from pathlib import Path
 
-import pytest
-
 from tests.conftest import Sample
 from tests.faults.harness import (
     Row,
     Workplace,
     asked_in_tasks,
     assert_each_row_once,
+    deep,
     distinct_rows,
     write_rows,
 )
-from tests.faults.test_kills import IS_DEEP
 
 
 def score_twice_at_once(
@@ -35,6 +33,7 @@ def score_twice_at_once(
     assert answered > len(rows)  # else they were not at work at the same time
 
 
+@deep
 def test_two_drivers_that_begin_and_then_replace_a_table(
     noting_uri: str, workplace: Workplace, samples: list[Sample]
 ) -> None:
@@ -45,7 +44,7 @@ def test_two_drivers_that_begin_and_then_replace_a_table(
     assert_each_row_once(rows[1_000:], output)
 
 
-@pytest.mark.skipif(not IS_DEEP, reason="in `make faults`; test_rivals.py has runs with ids too")
+@deep
 def test_two_drivers_of_rows_with_ids(
     noting_uri: str, workplace: Workplace, samples: list[Sample]
 ) -> None:

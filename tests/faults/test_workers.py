@@ -8,17 +8,18 @@ import pytest
 
 from tests.conftest import Sample
 from tests.faults.harness import (
+    SEED,
     Job,
     Workplace,
     asked_in_tasks,
     assert_each_row_once,
     await_busy_worker,
     compare,
+    deep,
     distinct_rows,
     find_workers,
     write_rows,
 )
-from tests.faults.test_kills import IS_DEEP, SEED
 
 KILLS = 8
 
@@ -33,6 +34,7 @@ def kill_workers(job: Job, random: Random) -> int:
     return killed
 
 
+@deep
 def test_workers_that_die_by_chance_are_nobody_s_fault(
     noting_uri: str, workplace: Workplace, samples: list[Sample]
 ) -> None:
@@ -54,15 +56,7 @@ def test_workers_that_die_by_chance_are_nobody_s_fault(
     assert job.field("errors") == "0"
 
 
-@pytest.mark.parametrize(
-    "engine",
-    [
-        "openvino",
-        pytest.param(
-            "onnxruntime-genai", marks=pytest.mark.skipif(not IS_DEEP, reason="in `make faults`")
-        ),
-    ],
-)
+@pytest.mark.parametrize("engine", ["openvino", pytest.param("onnxruntime-genai", marks=deep)])
 def test_a_worker_that_dies_with_an_engine_in_it_costs_no_row(
     engine: str, model_uri: str, workplace: Workplace, samples: list[Sample]
 ) -> None:

@@ -69,10 +69,17 @@ def compare(
         kept: with ids, columns that both have, and that must have the same values.
     """
     kept = kept if ids else ()
-    both = _counted(rows_in, ids, kept, "in").join(
-        _counted(rows_out, ids, kept, "out"), on="key", how="full"
+    # one shuffle, where a join of both would be three
+    both = (
+        _side(rows_in, ids, kept, "in", "out")
+        .unionByName(_side(rows_out, ids, kept, "out", "in"))
+        .groupBy("key")
+        .agg(
+            *[F.sum(f"count_{side}").alias(f"count_{side}") for side in ("in", "out")],
+            *[F.max(f"row_{side}").alias(f"row_{side}") for side in ("in", "out")],
+        )
     )
-    count_in, count_out = (F.coalesce(f"count_{side}", F.lit(0)) for side in ("in", "out"))
+    count_in, count_out = F.col("count_in"), F.col("count_out")
     known = count_in > 0
     same = F.col("row_in").eqNullSafe(F.col("row_out"))
     counted = both.agg(
@@ -124,14 +131,15 @@ def count_unknown(table: DataFrame, ledger: Ledger) -> int:
     return table.where(~F.coalesce(F.col(FINGERPRINT).isin(known), F.lit(False))).count()
 
 
-def _counted(
-    rows: DataFrame, ids: Sequence[str], kept: Sequence[StructField], side: str
+def _side(
+    rows: DataFrame, ids: Sequence[str], kept: Sequence[StructField], side: str, other: str
 ) -> DataFrame:
-    """How often each key is there, and with what; the tables' own names play no part in it."""
-    key = F.struct(*map(named, ids or [REQUEST_ID]))
-    row = F.struct(named(REQUEST_ID), values_digest(kept))
-    return (
-        rows.select(key.alias("key"), row.alias("row"))
-        .groupBy("key")
-        .agg(F.count(F.lit(1)).alias(f"count_{side}"), F.max("row").alias(f"row_{side}"))
+    """A row for each, by its key and with what is there; the tables' own names play no part."""
+    row = F.struct(named(REQUEST_ID).alias("request"), values_digest(kept).alias("kept"))
+    return rows.select(
+        F.struct(*map(named, ids or [REQUEST_ID])).alias("key"),
+        F.lit(1).alias(f"count_{side}"),
+        F.lit(0).alias(f"count_{other}"),
+        row.alias(f"row_{side}"),
+        F.lit(None).cast("struct<request:string,kept:bigint>").alias(f"row_{other}"),
     )
