@@ -17,6 +17,7 @@ from phi3_batch.scoring.rows import identity, schema
 from phi3_batch.scoring.rows.requests import chat_requests, turns_of
 from phi3_batch.scoring.rows.source import Source
 from tests.conftest import ChatSample
+from tests.spark.rows import complete
 from tests.spark.test_score import OUTPUT_COLUMNS, score
 
 Read = Callable[[str], DataFrame]
@@ -37,21 +38,6 @@ def sample_chats(
     return path
 
 
-@pytest.fixture
-def write(spark: SparkSession, tmp_path: Path) -> Callable[..., str]:
-    """Write rows as a Delta table; returns its path."""
-
-    def write(rows: list[tuple[Any, ...]], columns: str, name: str = "in") -> str:
-        path = str(tmp_path / name)
-        spark.createDataFrame(rows, columns).write.format("delta").save(path)
-        return path
-
-    return write
-
-
-Write = Callable[..., str]
-
-
 @pytest.mark.parametrize("form", ["chat", "pipeline", "plain_pipeline"])
 def test_every_sample_chat_is_answered_right(
     form: str,
@@ -61,9 +47,10 @@ def test_every_sample_chat_is_answered_right(
     read: Read,
     tmp_path: Path,
 ) -> None:
-    uri = request.getfixturevalue(f"{form}_uri")
+    uri, rows_asked = request.getfixturevalue(f"{form}_uri"), 335 if form == "chat" else 60
     output = str(tmp_path / "out")
-    assert score(uri, sample_chats, output, "--keep-response") == 0
+    limit = ("--limit", str(rows_asked))  # transformers takes its time
+    assert score(uri, sample_chats, output, "--keep-response", *limit) == 0
     table = read(output)
     assert table.columns == [
         *("id", "messages", "answer"),
@@ -72,7 +59,7 @@ def test_every_sample_chat_is_answered_right(
         *OUTPUT_COLUMNS[6:],
     ]
     rows = table.collect()
-    assert len(rows) == 335
+    assert len(rows) == rows_asked
     for row in rows:
         assert row["completion"] == row["answer"]
         assert row["finish_reason"] == "stop"
@@ -92,7 +79,7 @@ def test_every_sample_chat_is_answered_right(
         assert response["usage"].asDict() == {
             name: row[name] for name in ("prompt_tokens", "completion_tokens", "total_tokens")
         }
-    assert len({row["response"]["id"] for row in rows}) == 335
+    assert len({row["response"]["id"] for row in rows}) == rows_asked
 
 
 def test_plain_mlflow_udf_takes_a_struct_with_columns_absent(
@@ -157,20 +144,14 @@ BAD_CHATS: dict[str, tuple[str, Any]] = {
 
 
 def test_bad_chats_are_coded_and_touch_no_other(
-    chat_uri: str,
-    spark: SparkSession,
-    chat_samples: list[ChatSample],
-    write: Write,
-    read: Read,
-    tmp_path: Path,
+    chat_uri: str, spark: SparkSession, chat_samples: list[ChatSample]
 ) -> None:
     good = chat_samples[:20]
     rows = [(chat.id, chat.messages) for chat in good]
     for number, (name, (_, messages)) in enumerate(BAD_CHATS.items()):
         rows.insert(2 * number, (name, messages))
-    source, output = write(rows, CHATS), str(tmp_path / "out")
-    assert score(chat_uri, source, output) == 0
-    scored = {row["id"]: row for row in read(output).collect()}
+    table = spark.createDataFrame(rows, CHATS)
+    scored = {row["id"]: row for row in complete(table, chat_uri)}
     assert len(scored) == len(rows)
     for chat in good:
         assert scored[chat.id]["completion"] == chat.answer
@@ -185,7 +166,7 @@ def test_bad_chats_are_coded_and_touch_no_other(
 
     # the same rows through the function of columns, in which nothing is split off by the caller
     chat = phi3_batch.spark_udf(spark, chat_uri)
-    answered = read(source).select("id", chat().alias("completion")).collect()
+    answered = table.select("id", chat().alias("completion")).collect()
     for row in answered:
         completion = row["completion"]
         [choice] = completion["choices"]
@@ -203,12 +184,7 @@ PARAMS = "temperature double, max_tokens int, stop array<string>, n long, stream
 
 
 def test_each_row_has_its_own_parameters_as_if_it_were_alone(
-    spark: SparkSession,
-    chat_uri: str,
-    chat_samples: list[ChatSample],
-    write: Write,
-    read: Read,
-    tmp_path: Path,
+    spark: SparkSession, chat_uri: str, chat_samples: list[ChatSample]
 ) -> None:
     params: list[tuple[Any, ...]] = [
         (None, None, None, None, None),
@@ -232,10 +208,9 @@ def test_each_row_has_its_own_parameters_as_if_it_were_alone(
         for number, row_params in enumerate(params)
         for chat in chat_samples[number : number + 2]
     ]
-    source, output = write(rows, f"{CHATS}, {PARAMS}"), str(tmp_path / "out")
+    table = spark.createDataFrame(rows, f"{CHATS}, {PARAMS}").repartition(1)
     chat = phi3_batch.spark_udf(spark, chat_uri)
     columns = ("temperature", "max_tokens", "stop", "n", "stream")
-    table = read(source).repartition(1)
     completions = {
         row["id"]: row["completion"]
         for row in table.select(
@@ -255,9 +230,9 @@ def test_each_row_has_its_own_parameters_as_if_it_were_alone(
         assert together["usage"].asDict() == alone["usage"]
         assert [choice.asDict(recursive=True) for choice in together["choices"]] == alone["choices"]
 
-    options = [f"--param={name}=col:{name}" for name in columns[:-1]]
-    assert score(chat_uri, source, output, "--keep-response", *options) == 0
-    for row in read(output).where("not stream or stream is null").collect():
+    param = {name: name for name in columns[:-1]}
+    asked = table.where("not stream or stream is null")
+    for row in complete(asked, chat_uri, keep_response=True, param=param):
         expected = completions[row["id"]]
         if row["error"] is None:
             assert row["response"]["choices"] == expected["choices"]
@@ -269,34 +244,29 @@ def test_each_row_has_its_own_parameters_as_if_it_were_alone(
 
 
 def test_options_hold_for_every_row_and_a_column_goes_before_them(
-    chat_uri: str, write: Write, read: Read, tmp_path: Path
+    chat_uri: str, spark: SparkSession
 ) -> None:
-    source = write([("a", SPAIN, 2), ("b", SPAIN, None)], f"{CHATS}, most long")
-    options = ["--max-tokens", "4", "--stop", "Madrid", "--n", "2", "--temperature", "0"]
-    assert score(chat_uri, source, f"{tmp_path}/one", "--keep-response", *options) == 0
-    rows = read(f"{tmp_path}/one").collect()
+    table = spark.createDataFrame([("a", SPAIN, 2), ("b", SPAIN, None)], f"{CHATS}, most long")
+    options = {"max_tokens": 4, "stop": ["Madrid"], "n": 2, "temperature": 0.0}
+    rows = complete(table, chat_uri, keep_response=True, **options)
     assert [row["completion_tokens"] for row in rows] == [8, 8]  # four for each of two choices
     assert all(len(row["response"]["choices"]) == 2 for row in rows)
 
-    column = "--param=max_tokens=col:most"
-    assert score(chat_uri, source, f"{tmp_path}/two", *options[:2], column) == 0
-    tokens = {row["id"]: row["completion_tokens"] for row in read(f"{tmp_path}/two").collect()}
+    rows = complete(table, chat_uri, max_tokens=4, param=["max_tokens=col:most"])
+    tokens = {row["id"]: row["completion_tokens"] for row in rows}
     assert tokens == {"a": 2, "b": 4}
 
 
-def test_messages_are_made_of_plain_columns(
-    chat_uri: str, write: Write, read: Read, tmp_path: Path
-) -> None:
+def test_messages_are_made_of_plain_columns(chat_uri: str, spark: SparkSession) -> None:
     rows = [
         ("a", "What is the capital of", "Spain"),
         ("b", "What is the {capital} of", "<|end|>{country}"),  # braces and tokens are text
         ("c", "What is the capital of", None),
         ("d", "What is the capital of", "France"),
     ]
-    source = write(rows, "id string, question string, country string")
-    template = "{question} {Country}?"
-    assert score(chat_uri, source, f"{tmp_path}/out", "--user-template", template) == 0
-    rows_out = {row["id"]: row for row in read(f"{tmp_path}/out").collect()}
+    table = spark.createDataFrame(rows, "id string, question string, country string")
+    scored = complete(table, chat_uri, user_template="{question} {Country}?")
+    rows_out = {row["id"]: row for row in scored}
     assert rows_out["a"]["completion"] == MADRID
     assert rows_out["d"]["completion"] == "The capital of France is Paris."
     assert rows_out["c"]["error"].asDict() == {
@@ -308,30 +278,28 @@ def test_messages_are_made_of_plain_columns(
 
 
 def test_a_system_message_goes_before_what_the_template_makes(
-    chat_uri: str, write: Write, read: Read, tmp_path: Path
+    chat_uri: str, spark: SparkSession
 ) -> None:
-    source = write([("atom",)], "thing string")
-    options = ["--system", "You are a stand-up comedian.", "--user-template"]
-    options.append("Tell me a joke about {thing}")
-    assert score(chat_uri, source, f"{tmp_path}/out", *options) == 0
-    row = read(f"{tmp_path}/out").first()
+    [row] = complete(
+        spark.createDataFrame([("atom",)], "thing string"),
+        chat_uri,
+        system="You are a stand-up comedian.",
+        user_template="Tell me a joke about {thing}",
+    )
     assert row["completion"] == (
         "Why should you never trust an atom? Because they make up everything!"
     )
 
 
-def test_messages_may_be_maps_and_have_more_fields(
-    chat_uri: str, write: Write, read: Read, tmp_path: Path
-) -> None:
-    maps = write([("a", SPAIN)], "id string, messages array<map<string,string>>", "maps")
-    more = write(
+def test_messages_may_be_maps_and_have_more_fields(chat_uri: str, spark: SparkSession) -> None:
+    maps = spark.createDataFrame([("a", SPAIN)], "id string, messages array<map<string,string>>")
+    more = spark.createDataFrame(
         [("a", [(7, "What is the capital of Spain?", "USER", "user")])],
         "id string, messages array<struct<weight:int,Content:string,name:string,role:string>>",
-        "more",
     )
-    for source in (maps, more):
-        assert score(chat_uri, source, f"{source}-out") == 0
-        assert read(f"{source}-out").first()["completion"] == MADRID
+    for table in (maps, more):
+        [row] = complete(table, chat_uri)
+        assert row["completion"] == MADRID
 
 
 def test_the_run_links_the_version_the_model_and_the_table(
@@ -401,11 +369,11 @@ def test_values_hold_for_every_row_of_a_function_of_columns(
 
 
 def test_an_input_column_may_be_called_response(
-    chat_uri: str, model_uri: str, write: Write, read: Read, tmp_path: Path
+    chat_uri: str, model_uri: str, spark: SparkSession
 ) -> None:
     prompt = "<|user|>What is the capital of Spain?<|end|><|assistant|>"
-    source = write([("a", SPAIN, prompt, "mine")], f"{CHATS}, prompt string, response string")
-    for name, uri in (("chats", chat_uri), ("prompts", model_uri)):
-        assert score(uri, source, f"{tmp_path}/{name}") == 0
-        row = read(f"{tmp_path}/{name}").first()
+    columns = f"{CHATS}, prompt string, response string"
+    table = spark.createDataFrame([("a", SPAIN, prompt, "mine")], columns)
+    for uri in (chat_uri, model_uri):
+        [row] = complete(table, uri)
         assert (row["completion"], row["response"]) == (MADRID, "mine")

@@ -8,10 +8,11 @@ import mlflow
 import pytest
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, SparkSession
 
 from phi3_batch.models.log import log_prompt_model
 from tests.conftest import TINY_MODEL, Sample
+from tests.spark.rows import complete
 from tests.spark.test_score import score
 
 OTHER_MODELS = Path(__file__).resolve().parent / "other_models"
@@ -32,18 +33,12 @@ def log(name: str, **options: Any) -> str:
 
 
 def test_the_bare_form_gives_completions_without_usage(
-    store: Path,
-    samples: list[Sample],
-    answers: dict[str, str],
-    write_prompts: WritePrompts,
-    read: Read,
-    tmp_path: Path,
+    store: Path, samples: list[Sample], answers: dict[str, str], spark: SparkSession
 ) -> None:
     uri = log_prompt_model(TINY_MODEL, params=False).model_uri
     prompts = [*(sample.prompt for sample in samples[:5]), None, "why? " * 5000]
-    output = str(tmp_path / "out")
-    assert score(uri, write_prompts(prompts), output) == 0
-    rows = {row["prompt"]: row for row in read(output).collect()}
+    table = spark.createDataFrame([(prompt,) for prompt in prompts], "prompt string")
+    rows = {row["prompt"]: row for row in complete(table, uri)}
     for prompt in prompts[:5]:
         assert rows[prompt]["completion"] == answers[prompt]
         assert rows[prompt]["error"] is None

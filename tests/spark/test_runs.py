@@ -21,6 +21,7 @@ from phi3_batch.scoring.job.cut import Chunk
 from phi3_batch.scoring.job.writer import RunWriter
 from phi3_batch.scoring.rows import identity
 from tests.conftest import Sample
+from tests.spark.rows import complete
 from tests.spark.test_score import MADRID, SPAIN, score
 
 WritePrompts = Callable[..., str]
@@ -239,22 +240,17 @@ def test_equal_requests_are_scored_once(
 
 @pytest.mark.parametrize("kind", ["prompts", "chats"])
 def test_sampled_copies_each_have_their_own_text_and_the_same_again(
-    kind: str,
-    model_uri: str,
-    chat_uri: str,
-    read: Read,
-    write_prompts: WritePrompts,
-    tmp_path: Path,
+    kind: str, model_uri: str, chat_uri: str, spark: SparkSession
 ) -> None:
-    source = write_prompts([f"What is the capital of {name}?" for name in ["Spain"] * 8 + ["Peru"]])
-    hot = ("--temperature", "3", "--max-tokens", "12")
+    names = ["Spain"] * 8 + ["Peru"]
+    rows = [(place, f"What is the capital of {name}?") for place, name in enumerate(names)]
+    uri = model_uri if kind == "prompts" else chat_uri
+    own = {"seed": 7} if kind == "prompts" else {"user_template": "{prompt}"}
     texts = []
-    for output in (str(tmp_path / "one"), str(tmp_path / "two")):
-        if kind == "prompts":
-            assert score(model_uri, source, output, *hot, "--seed", "7") == 0
-        else:
-            assert score(chat_uri, source, output, *hot, "--user-template", "{prompt}") == 0
-        texts.append({row["id"]: row["completion"] for row in read(output).collect()})
+    for parts in (1, 4):
+        table = spark.createDataFrame(rows, "id long, prompt string").repartition(parts)
+        scored = complete(table, uri, temperature=3.0, max_tokens=12, **own)
+        texts.append({row["id"]: row["completion"] for row in scored})
     assert texts[0] == texts[1]
     assert len(set(texts[0].values())) == 9
 
@@ -265,42 +261,42 @@ def test_an_incremental_run_scores_what_is_new_or_has_changed(
     source, output = str(tmp_path / "in"), str(tmp_path / "out")
     table = f"delta.`{source}`"
     ask = "<|user|>\nWhat is the capital of {}?<|end|>\n<|assistant|>\n"
-    rows = [(number, ask.format(f"Place {number}")) for number in range(997)]
-    rows += [(number, f"{number} " * 5000) for number in range(997, 1000)]
+    rows = [(number, ask.format(f"Place {number}")) for number in range(97)]
+    rows += [(number, f"{number} " * 5000) for number in range(97, 100)]
     spark.createDataFrame(rows, "id long, prompt string").write.format("delta").save(source)
     by_id = ("--id", "id")
     assert score(model_uri, source, output, *by_id) == 0
-    assert said()["changes"].startswith("1,000 new, 0 changed, 0 failed before, 0 unchanged")
+    assert said()["changes"].startswith("100 new, 0 changed, 0 failed before, 0 unchanged")
     before = {row["id"]: row for row in read(output).collect()}
 
     assert score(model_uri, source, output, *by_id) == 0
-    assert said()["changes"].startswith("0 new, 0 changed, 3 failed before, 997 unchanged")
+    assert said()["changes"].startswith("0 new, 0 changed, 3 failed before, 97 unchanged")
 
-    added = [(number, ask.format(f"Place {number}")) for number in range(1000, 1010)]
+    added = [(number, ask.format(f"Place {number}")) for number in range(100, 110)]
     new = spark.createDataFrame(added, "id long, prompt string")
     new.write.format("delta").mode("append").save(source)
     spark.sql(f"UPDATE {table} SET prompt = concat('Please: ', prompt) WHERE id BETWEEN 10 AND 14")
     spark.sql(f"DELETE FROM {table} WHERE id = 20")
     assert score(model_uri, source, output, *by_id, "--retry-errors") == 0
     fields = said()
-    assert fields["changes"] == "10 new, 5 changed, 3 failed before, 991 unchanged, 1 removed"
+    assert fields["changes"] == "10 new, 5 changed, 3 failed before, 91 unchanged, 1 removed"
     assert fields["scored"].startswith("18 rows in ")
     assert fields["scored"].endswith(" 18 requests in 1 chunks")
     after = {row["id"]: row for row in read(output).collect()}
-    assert len(after) == read(output).count() == 1010
-    unchanged = set(range(997)) - {10, 11, 12, 13, 14}
+    assert len(after) == read(output).count() == 110
+    unchanged = set(range(97)) - {10, 11, 12, 13, 14}
     assert all(after[number] == before[number] for number in unchanged)
     assert after[10]["prompt"].startswith("Please: ")
     assert after[10]["run_id"] != before[10]["run_id"]
-    assert after[998]["scored_at"] > before[998]["scored_at"]
+    assert after[98]["scored_at"] > before[98]["scored_at"]
     verify = ["verify", "--input", source, "--output", output]
     assert main(verify) == 0
-    assert said()["check"] == "1,009 in, 1,010 out, 0 missing, 0 doubled, 1 orphaned"
+    assert said()["check"] == "109 in, 110 out, 0 missing, 0 doubled, 1 orphaned"
 
     assert score(model_uri, source, output, *by_id, "--delete-removed") == 0
     assert read(output).where("id = 20").count() == 0
     assert main(verify) == 0
-    assert said()["check"] == "1,009 in, 1,009 out, 0 missing, 0 doubled, 0 orphaned"
+    assert said()["check"] == "109 in, 109 out, 0 missing, 0 doubled, 0 orphaned"
 
     assert score(model_uri, source, output, *by_id, "--max-tokens", "5") == 1
     assert "was scored otherwise (params.max_tokens: default, now 5)" in said()["error"]

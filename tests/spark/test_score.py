@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
+import pandas as pd
 import pytest
 from pyspark.sql import DataFrame, SparkSession
 
@@ -12,6 +13,7 @@ from phi3_batch.engines import Engine
 from phi3_batch.engines.registry import choose
 from phi3_batch.scoring.job import forecast
 from tests.conftest import Sample
+from tests.spark.rows import complete
 from tests.worker_log import engine_loads
 
 WritePrompts = Callable[..., str]
@@ -73,7 +75,7 @@ def test_2000_rows_in_8_partitions_are_answered_right_by_one_engine(
 
 
 def test_bad_rows_are_coded_and_touch_no_other(
-    spark: SparkSession, model_uri: str, read: Read, samples: list[Sample], tmp_path: Path
+    spark: SparkSession, model_uri: str, samples: list[Sample]
 ) -> None:
     good = samples[:20]
     bad = {
@@ -92,12 +94,8 @@ def test_bad_rows_are_coded_and_touch_no_other(
     for number, (name, (_, prompt)) in enumerate(bad.items()):
         rows.insert(2 * number, (name, prompt))
     table = spark.createDataFrame(rows, "id string, bytes binary")
-    source, output = str(tmp_path / "in"), str(tmp_path / "out")
-    table.selectExpr("id", "cast(bytes as string) prompt").write.format("delta").save(source)
-
-    assert score(model_uri, source, output, "--keep", "id") == 0
-
-    scored = {row["id"]: row for row in read(output).collect()}
+    texts = table.selectExpr("id", "cast(bytes as string) prompt")
+    scored = {row["id"]: row for row in complete(texts, model_uri, keep=["id"])}
     assert len(scored) == len(rows)
     assert {sample.id: scored[sample.id]["completion"] for sample in good} == {
         sample.id: sample.answer for sample in good
@@ -162,34 +160,21 @@ def test_a_job_is_the_same_in_its_table_its_run_and_its_summary(
     assert fields["mlflow"].startswith(f"run {row['run_id']} in sqlite:///")
 
 
-def test_generation_options_reach_the_model(
-    model_uri: str, write_prompts: WritePrompts, read: Read, tmp_path: Path
-) -> None:
-    source, output = write_prompts([SPAIN]), str(tmp_path / "out")
-    assert score(model_uri, source, output, "--max-tokens", "3") == 0
-    first = read(output).first()
+def test_generation_options_reach_the_model(model_uri: str, spark: SparkSession) -> None:
+    table = spark.createDataFrame([(SPAIN,)], "prompt string")
+    [first] = complete(table, model_uri, max_tokens=3)
     assert (first["finish_reason"], first["completion_tokens"]) == ("length", 3)
     assert MADRID.startswith(first["completion"])
 
-    options = ("--stop", "drid", "--temperature", "0.01", "--seed", "7", "--top-k", "5")
-    assert score(model_uri, source, output, "--mode", "overwrite", *options) == 0
-    second = read(output).first()
+    options = {"stop": ["drid"], "temperature": 0.01, "seed": 7, "top_k": 5}
+    [second] = complete(table, model_uri, **options)
     assert (second["completion"], second["finish_reason"]) == ("The capital of Spain is Ma", "stop")
 
 
-@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
-def test_files_are_scored_too(
-    ending: str, spark: SparkSession, model_uri: str, read: Read, tmp_path: Path
-) -> None:
-    source = tmp_path / f"prompts.{ending}"
-    rows = spark.createDataFrame([(SPAIN, "a,b")], "prompt string, note string").toPandas()
-    if ending == "jsonl":
-        rows.to_json(source, orient="records", lines=True)
-    elif ending == "csv":
-        rows.to_csv(source, index=False)
-    else:
-        rows.to_parquet(source)
-    output = str(tmp_path / "out")
+def test_files_are_scored_too(model_uri: str, read: Read, tmp_path: Path) -> None:
+    """By CSV; what is read of which files is in test_input_files.py."""
+    source, output = tmp_path / "prompts.csv", str(tmp_path / "out")
+    pd.DataFrame({"prompt": [SPAIN], "note": ["a,b"]}).to_csv(source, index=False)
     assert score(model_uri, str(source), output) == 0
     row = read(output).first()
     assert (row["completion"], row["note"]) == (MADRID, "a,b")
