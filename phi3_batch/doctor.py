@@ -60,7 +60,7 @@ def _packages() -> str:
             ) from missing
         if not requirement.specifier.contains(installed, prereleases=True):
             raise EnvironmentProblemError(
-                f"{requirement.name} {installed} does not do: pip install '{requirement}'"
+                f"{requirement.name} {installed} is not supported: pip install '{requirement}'"
             )
         found.append(f"{requirement.name} {installed}")
     return ", ".join(found)

@@ -41,7 +41,7 @@ class JobOptions:
     all of them but ``n``; models of chats ``max_tokens``, ``temperature``, ``stop`` and ``n``.
     """
 
-    model: str = _option("MLflow URI, such as models:/NAME@ALIAS.", default=MISSING)
+    model: str = _option("MLflow URI of the model, such as models:/NAME@ALIAS.", default=MISSING)
     input: str = _option(
         "Delta table by name or path, or a .jsonl, .csv or .parquet file.",
         default=MISSING,
@@ -51,54 +51,55 @@ class JobOptions:
         "Delta table to write, by name or path.", default=MISSING, metavar="TABLE_OR_PATH"
     )
     column: str | None = _option(
-        "Column of the prompts or messages; the one called prompt, or messages, by default, as the"
-        " model wants."
+        "Column of the prompts or messages. By default prompt, or messages for a chat model."
     )
     user_template: str | None = _option(
-        "Make messages of plain columns: a text with columns' names in braces.",
+        "Build messages from columns: a text with column names in braces.",
         metavar="'… {COLUMN} …'",
     )
-    system: str | None = _option("System message of the messages so made.", metavar="TEXT")
+    system: str | None = _option("System message, with --user-template.", metavar="TEXT")
     keep: str | Sequence[str] | None = _option(
-        "Input columns to keep in the output; all by default.",
+        "Input columns to keep in the output. By default all.",
         metavar="A,B,…",
         cli_type=str | None,
     )
     keep_response: bool = _option(
-        "Keep the whole chat completion, in a column response.", default=False
+        "Keep the whole chat completion in a column named response.", default=False
     )
     limit: int | None = _option(
-        "Score this many rows at most, a sample that is the same each time.",
+        "Score at most this many rows, the same sample each time.",
         minimum=1,
         metavar="ROWS",
     )
     mode: WriteMode = field(
-        default="error", metadata={"help": Help("What to do when the output has another run.")}
+        default="error",
+        metadata={"help": Help("What to do if the output already holds another run.")},
     )
     ids: str | Sequence[str] | None = _option(
-        "Columns that name a row: score only what is new, or has changed, since the output was"
-        " written.",
+        "Columns that identify a row: score only rows that are new or have changed.",
         flag="--id",
         metavar="A,B,…",
         cli_type=str | None,
     )
-    retry_errors: bool = _option("With --id, score rows with an error again.", default=False)
+    retry_errors: bool = _option("With --id, score rows that have an error again.", default=False)
     delete_removed: bool = _option(
-        "With --id, delete output rows that are no longer in the input.", default=False
+        "With --id, delete output rows no longer in the input.", default=False
     )
-    max_tokens: int | None = _option("Most tokens to generate a row.", metavar="N")
-    temperature: float | None = _option("0 is greedy; above 0 samples.", metavar="X")
-    top_p: float | None = _option("Sample from this probability mass.", metavar="X")
-    top_k: int | None = _option("Sample from the K likeliest tokens; 0 is all.", metavar="K")
+    max_tokens: int | None = _option("Maximum number of tokens to generate for a row.", metavar="N")
+    temperature: float | None = _option("0 decodes greedily; higher values sample.", metavar="X")
+    top_p: float | None = _option(
+        "Sample from the most likely tokens with this total probability.", metavar="X"
+    )
+    top_k: int | None = _option("Sample from the K most likely tokens; 0 means all.", metavar="K")
     stop: Sequence[str] | None = _option(
-        "String that ends a completion; may be given again.",
+        "String that ends a completion; repeatable.",
         metavar="TEXT",
         cli_type=list[str] | None,
     )
     seed: int | None = _option("Random seed for sampling.", metavar="N")
-    n: int | None = _option("Choices of a chat; see --keep-response.", metavar="N")
+    n: int | None = _option("Number of choices for a chat; see --keep-response.", metavar="N")
     param: Mapping[str, str] | Sequence[str] | None = _option(
-        "A chat's own temperature, max_tokens, stop or n, from a column; may be given again.",
+        "Take temperature, max_tokens, stop or n of a chat from a column; repeatable.",
         metavar="NAME=col:COLUMN",
         cli_type=list[str] | None,
     )

@@ -39,8 +39,8 @@ _Engine = Annotated[
     typer.Option(
         parser=_known_engine,
         metavar=f"<{'|'.join(CHOICES)}>",
-        help="What runs the model; auto is OpenVINO where that can. PHI3_BATCH_ENGINE in an"
-        " executor's environment overrides it.",
+        help="Runtime for the model; auto takes OpenVINO if it can run the build. The environment"
+        " variable PHI3_BATCH_ENGINE of an executor overrides it.",
     ),
 ]
 
@@ -53,7 +53,7 @@ def log_prompt(
     name: _Name = "phi3-prompt",
     engine: _Engine = AUTO,
 ) -> None:
-    """Log a model that completes raw prompts: a column `prompt` in, text out."""
+    """Log a model of raw prompts: column `prompt` in, text out."""
     from phi3_batch.models.log import log_prompt_model
 
     info = log_prompt_model(
@@ -70,7 +70,7 @@ def log_chat(
     name: _Name = "phi3-chat",
     engine: _Engine = AUTO,
 ) -> None:
-    """Log a model that answers chats: `messages` in, chat completions out."""
+    """Log a chat model: `messages` in, chat completions out."""
     from phi3_batch.models.log import log_chat_model
 
     info = log_chat_model(
@@ -88,10 +88,10 @@ def log_pipeline(
     alias: _Alias = None,
     name: _Name = "phi3-pipeline",
 ) -> None:
-    """Log a transformers pipeline that answers chats, as `log chat` does, by torch.
+    """Log a transformers pipeline as a chat model, run by torch.
 
-    Two models are logged: NAME for Spark and everything else, and NAME-transformers, which
-    mlflow.transformers.load_model takes.
+    Logs two models: NAME for Spark, serving and predict, and NAME-transformers for
+    mlflow.transformers.load_model.
     """
     from phi3_batch.models.log import log_pipeline_model
 

@@ -22,9 +22,9 @@ def verify(
         ),
     ],
 ) -> None:
-    """Count an output's rows against its input's: missing, doubled, orphaned.
+    """Compare an output with its input: rows missing, doubled, orphaned.
 
-    Needs no model. The exit code is 1 where a row is missing or there more than once.
+    Needs no model. Exit code 1 if a row is missing or there more than once.
     """
     from phi3_batch.scoring import session
     from phi3_batch.scoring.delta.tables import Location
@@ -52,7 +52,7 @@ def promote(
     smoke: Annotated[
         Path,
         typer.Option(
-            help="JSON lines with prompt or messages, and contains: what the answer must have.",
+            help="JSON lines with prompt or messages, and contains: text the answer must have.",
             metavar="FILE",
             show_default=False,
         ),
@@ -61,12 +61,12 @@ def promote(
         "champion"
     ),
     max_error_rate: Annotated[
-        float, typer.Option(help="Share of the smoke rows that may fail.", metavar="0..1")
+        float, typer.Option(help="Share of the smoke rows allowed to fail.", metavar="0..1")
     ] = 0.0,
 ) -> None:
-    """Give a model version an alias, after it has answered the rows of a smoke file.
+    """Give a model version an alias if it passes a smoke test.
 
-    The smoke score is an MLflow run. When too many rows fail, the alias stays where it is.
+    The smoke test is an MLflow run. If too many rows fail, the alias is not moved.
     """
     from phi3_batch.promotion import promote as promote_version
 
@@ -87,26 +87,26 @@ def build(
     algorithm: Annotated[
         str,
         typer.Option(
-            help="How weights are rounded: default, rtn or k_quant; with _last or _mixed some"
-            " layers are kept in 8 bits, which onnxruntime-genai alone runs.",
+            help="Quantization: default, rtn or k_quant; the variants _last and _mixed keep some"
+            " layers in 8 bits, and only onnxruntime-genai runs them.",
             metavar="NAME",
         ),
     ] = "default",
     block_size: Annotated[
-        int, typer.Option(help="Weights that share a scale: 16, 32, 64, 128 or 256.")
+        int, typer.Option(help="Number of weights that share a scale: 16, 32, 64, 128 or 256.")
     ] = 32,
     accuracy_level: Annotated[
-        int, typer.Option(help="0 to 4: from float32 arithmetic to int8, the fastest.")
+        int, typer.Option(help="Arithmetic, from 0 (float32) to 4 (int8, the fastest).")
     ] = 4,
     text: Annotated[
         Path | None,
         typer.Option(
-            help="Text to measure the build's perplexity on; by default one of ours.",
+            help="Text file to measure perplexity on. By default a built-in text.",
             metavar="FILE",
         ),
     ] = None,
 ) -> None:
-    """Build the int4 ONNX folder that `log prompt` and `log chat` take, of a checkpoint."""
+    """Build an int4 ONNX folder, for `log prompt` and `log chat`, from a checkpoint."""
     from phi3_batch import build as builder
     from phi3_batch.engines.perplexity import SAMPLE_TEXT, read_text
     from phi3_batch.model_files import Checkpoint

@@ -15,14 +15,12 @@ def plan(
     options: JobOptions,
     executors: Annotated[
         int | None,
-        typer.Option(
-            help="Executors that the job is to have; the session's own by default.", min=1
-        ),
+        typer.Option(help="Number of executors to plan for. By default the session's.", min=1),
     ] = None,
 ) -> None:
-    """Say what a job would read, write and take, by its tokens and a few requests tried.
+    """Estimate a job's tokens, time and memory, by trying a few requests.
 
-    Takes the options of score, and writes nothing.
+    Takes the same options as score, and writes nothing.
     """
     from phi3_batch.models.wrap import wrap_pipeline
     from phi3_batch.scoring import session

@@ -33,7 +33,7 @@ def score(
     max_hours: Annotated[
         float | None,
         typer.Option(
-            help="Start no chunk after so many hours; the same command goes on.",
+            help="Start no new chunk after this many hours; run the same command to continue.",
             min=0,
             metavar="X",
         ),
@@ -41,28 +41,28 @@ def score(
     max_output_tokens: Annotated[
         int | None,
         typer.Option(
-            help="Start no chunk after so many generated tokens; the same command goes on.",
+            help="Start no new chunk after this many generated tokens; run the same command to"
+            " continue.",
             min=1,
             metavar="N",
         ),
     ] = None,
     report: Annotated[
         Path | None,
-        typer.Option(help="Write the run's report here too, as HTML.", metavar="FILE"),
+        typer.Option(help="Also write the run's report to this HTML file.", metavar="FILE"),
     ] = None,
     dry_run: Annotated[
         bool,
-        typer.Option(
-            "--dry-run", help="Check everything, say what would be done as plan does, stop."
-        ),
+        typer.Option("--dry-run", help="Check everything, print the plan, and stop."),
     ] = False,
 ) -> None:
     """Score a table of prompts or chats with a logged model into a Delta table of completions.
 
-    Killed or interrupted, the same command goes on where it was; finished, it does nothing.
+    Run the same command again after an interruption and it continues; when all rows are in the
+    output it does nothing.
 
-    A generation option that is not given has the model's own default. Models of prompts take all
-    of them but --n, models of chats --max-tokens, --temperature, --stop and --n.
+    Generation options default to the model's own values. Prompt models take all of them except
+    --n; chat models take --max-tokens, --temperature, --stop and --n.
     """
     from phi3_batch import tracking
     from phi3_batch.models.wrap import wrap_pipeline
@@ -184,8 +184,8 @@ def _write_report(page: str, file: Path) -> None:
 def _how_to_go_on(summary: "Summary") -> str:
     done, rows = summary.progress.rows_done, summary.progress.rows
     if done == 0:
-        return "the output is as it was, the same command starts anew"
-    return f"{done:,} of {rows:,} rows are in the output, the same command goes on from there"
+        return "the output is unchanged; run the same command to start again"
+    return f"{done:,} of {rows:,} rows are in the output; run the same command to continue"
 
 
 def _print_summary(plan: "ScoringPlan", summary: "Summary", run: "ScoringRun") -> None:

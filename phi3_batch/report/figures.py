@@ -62,8 +62,8 @@ def summarize(report: RunReport) -> str:
     if report.state != _COMPLETE:
         return (
             f"Not finished ({report.state}): {done} of {expected} rows of {report.input}"
-            f" ({format_share(report.rows, report.rows_expected)}) are in {report.output},"
-            " and the same command goes on from there."
+            f" ({format_share(report.rows, report.rows_expected)}) are in {report.output};"
+            " run the same command to continue."
         )
     if report.rows != report.rows_expected:
         return (

@@ -75,6 +75,6 @@ def test_a_model_that_fails_on_every_prompt_ends_the_job_soon(
     print(f"{asked} requests asked; {errors}")
     assert errors == job.stderr[-1:]
     assert errors[0].startswith(f"error: {says}")
-    assert errors[0].endswith("; the output is as it was")
+    assert errors[0].endswith("; the output is unchanged")
     assert not is_there(output)
     assert 0 < asked <= trials(256)  # each job asked one and failed

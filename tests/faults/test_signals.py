@@ -26,7 +26,7 @@ from tests.faults.harness import (
     write_rows,
 )
 
-HOW_TO_GO_ON = r"([\d,]+) of ([\d,]+) rows are in the output, the same command goes on from there"
+HOW_TO_GO_ON = r"([\d,]+) of ([\d,]+) rows are in the output; run the same command to continue"
 
 
 def stop(job: Job) -> str:
@@ -76,7 +76,7 @@ def test_sigterm_before_the_first_commit_leaves_nothing(
     )
     assert job.await_scoring(), job.words()
     last = stop(job)
-    assert last == "interrupted: the output is as it was, the same command starts anew"
+    assert last == "interrupted: the output is unchanged; run the same command to start again"
     assert not is_there(output)
 
 

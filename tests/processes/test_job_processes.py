@@ -29,7 +29,7 @@ def test_ctrl_c_ends_the_job_at_once_and_leaves_nothing(
     job.send_signal(signal.SIGINT)
     said += job.stderr.readlines()
     assert job.wait() == 130
-    assert said[-1] == "interrupted: the output is as it was, the same command starts anew\n"
+    assert said[-1] == "interrupted: the output is unchanged; run the same command to start again\n"
     assert all(line.startswith("scoring: ") for line in said[:-1])
     assert not list(output.glob("_delta_log/*.json"))
 

@@ -86,7 +86,7 @@ def test_a_column_of_text_for_a_model_of_messages(
     assert plan("", chat_uri, "--column", "turns") == ""
 
     system = ("--system", "Be brief.")
-    assert "--system goes with --user-template" in plan("'Hi' question", chat_uri, *system)
+    assert "--system needs --user-template" in plan("'Hi' question", chat_uri, *system)
     assert plan("", chat_uri, *system, "--user-template", "{question}") == ""
     assert "write {{ or }} for a brace" in plan("", chat_uri, "--user-template", "{question} {")
     assert plan("", chat_uri, "--user-template", "{question} {{") == ""
@@ -116,7 +116,7 @@ def test_names_of_tables_where_paths_are_meant(
 
 def test_options_that_go_with_others(plan: Plan, model_uri: str) -> None:
     for option in ("--retry-errors", "--delete-removed"):
-        assert f"{option} goes with --id" in plan("'Hi' prompt, 1 id", model_uri, option)
+        assert f"{option} needs --id" in plan("'Hi' prompt, 1 id", model_uri, option)
         assert plan("", model_uri, option, "--id", "id") == ""
     limited = ("--id", "id", "--delete-removed", "--limit", "1")
     assert "give one of them" in plan("", model_uri, *limited)

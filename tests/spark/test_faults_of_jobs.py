@@ -99,7 +99,7 @@ def test_a_copy_that_is_damaged_on_its_way_to_the_workers_ends_the_job(
     assert score(str(copy), write_prompts([SPAIN]), str(tmp_path / "out")) == 1
     [line] = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
     assert "model.onnx.data is not the file that was logged" in line
-    assert line.endswith("copy it again, or log the model again; the output is as it was")
+    assert line.endswith("copy it again, or log the model again; the output is unchanged")
     assert not list((tmp_path / "out").glob("_delta_log/*.json"))  # nothing was committed
 
 

@@ -232,7 +232,7 @@ def test_options_that_a_model_of_chats_cannot_follow(
 
     assert "has no parameter 'top_p', it takes temperature, max_tokens" in said("--top-p", "0.5")
     assert said("--n", "0") == "n must be a whole number from 1 to 128"
-    assert "--system goes with --user-template" in said("--system", "Be brief.")
+    assert "--system needs --user-template" in said("--system", "Be brief.")
     assert "give one of them" in said("--column", "messages", "--user-template", "{country}")
     assert "names 'town', but the columns of" in said("--user-template", "{town}")
     assert "the user template cannot be read" in said("--user-template", "{country")

@@ -130,7 +130,7 @@ def test_a_model_that_fails_only_in_larger_batches_ends_the_job(
     output = tmp_path / "out"
     assert score(log(name), write_prompts(prompts), str(output)) == 1
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last == f"error: {reason}; the output is as it was"
+    assert last == f"error: {reason}; the output is unchanged"
     failed = mlflow.search_runs(search_all_experiments=True, order_by=["start_time DESC"]).iloc[0]
     assert failed["status"] == "FAILED"
 

@@ -197,7 +197,7 @@ def test_what_messages_advise_works(
     # a row of a chunk was deleted: restored, or made anew
     spark.sql(f"DELETE FROM {table} WHERE id = 3")
     assert score(*command) == 1
-    assert "Restore it (RESTORE TABLE), or start anew with --mode overwrite" in said()["error"]
+    assert "Restore it (RESTORE TABLE), or start over with --mode overwrite" in said()["error"]
     spark.sql(f"RESTORE TABLE {table} TO VERSION AS OF {version}")
     assert score(*command) == 0
     spark.sql(f"DELETE FROM {table} WHERE id = 3")

@@ -75,8 +75,8 @@ def test_a_run_that_stopped_is_resumed_and_then_finished(
     there = read(output).count()
     assert 0 < there < 335
     assert first["error"] == (
-        f"the budget is spent: {there} of 335 rows are in the output, the same command goes on"
-        " from there"
+        f"the budget is spent: {there} of 335 rows are in the output; run the same command to"
+        " continue"
     )
     run_id = run_of(read(output))
     assert mlflow.get_run(run_id).data.tags["phi3_batch.outcome"] == "stopped by its budget"
@@ -299,9 +299,9 @@ def test_an_incremental_run_scores_what_is_new_or_has_changed(
     assert said()["check"] == "109 in, 109 out, 0 missing, 0 doubled, 0 orphaned"
 
     assert score(model_uri, source, output, *by_id, "--max-tokens", "5") == 1
-    assert "was scored otherwise (params.max_tokens: default, now 5)" in said()["error"]
+    assert "was scored with other settings (params.max_tokens: default, now 5)" in said()["error"]
     assert score(model_uri, source, output, *by_id, "--mode", "append") == 1
-    assert "--mode append has no meaning with it" in said()["error"]
+    assert "cannot be used with --mode append" in said()["error"]
 
 
 def test_a_new_copy_of_a_sampled_request_has_a_text_of_its_own(
@@ -367,7 +367,7 @@ def test_ids_that_name_no_row(
     assert score(model_uri, source, output, "--id", "id") == 1
     assert said()["error"] == f"error: 6 rows of {source} have no id: an id names a row"
     assert score(model_uri, source, output, "--retry-errors") == 1
-    assert "--retry-errors goes with --id" in said()["error"]
+    assert "--retry-errors needs --id" in said()["error"]
     assert score(model_uri, source, output, "--id", "id", "--delete-removed", "--limit", "5") == 1
     assert "--delete-removed would delete all rows beyond --limit" in said()["error"]
     assert not Path(output).exists()

@@ -32,7 +32,7 @@ def test_a_package_of_another_version_is_named_with_its_remedy(monkeypatch):
     real = doctor.version
     found = findings(monkeypatch, version=lambda name: "3.0.1" if name == "pandas" else real(name))
     assert not found["packages"].ok
-    assert found["packages"].text == "pandas 3.0.1 does not do: pip install 'pandas<3,>=2.2'"
+    assert found["packages"].text == "pandas 3.0.1 is not supported: pip install 'pandas<3,>=2.2'"
 
 
 def test_a_missing_package_is_named_with_its_remedy(monkeypatch):

@@ -63,7 +63,7 @@ def test_runs_that_add_rows_stand_side_by_side() -> None:
 
 
 def test_a_run_that_was_begun_anew_is_left_to_who_began_it() -> None:
-    with pytest.raises(SupersededError, match="begun this run anew"):
+    with pytest.raises(SupersededError, match="restarted this run"):
         check_standing(OURS, "out", 2, [begins(record("a-1"))])
 
 

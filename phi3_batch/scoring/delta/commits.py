@@ -290,7 +290,8 @@ class Committer:
         now = read_ledger(self._spark, self._output, above=seen.last_version)
         if now.last_version < seen.last_version:
             raise ScoringError(
-                f"output {self._output.text} was dropped and made anew while this run was at work"
+                f"output {self._output.text} was dropped and created again while this run was"
+                " writing"
             )
         self._since += now.commits
         self._seen = replace(

@@ -158,7 +158,7 @@ def compare(
         check_ids(table, ids, f"output {output.location.text}")
     except TableError as error:
         raise TableError(
-            f"{error}; delete the others, restore the table (RESTORE TABLE), or start anew with"
+            f"{error}; delete the others, restore the table (RESTORE TABLE), or start over with"
             " --mode overwrite"
         ) from None
     others = [field for field in kept if field.name not in ids]

@@ -77,7 +77,7 @@ def look(spark: SparkSession, output: OutputTable, asked: AskedRun) -> OutputSta
     """
     if asked.run.ids and asked.mode == "append":
         raise InvalidParameterError(
-            "--id says row by row what is new, so --mode append has no meaning with it"
+            "--id finds the new rows itself, so it cannot be used with --mode append"
         )
     if output.version is None:
         return OutputState("error")
@@ -107,7 +107,7 @@ def _go_on(
             return OutputState("overwrite", seen=ledger, version=output.version)
         raise TableError(
             f"a newer release of phi3-batch has begun this run in output {output.location.text}:"
-            " finish it with that release, or start anew with --mode overwrite or another output"
+            " finish it with that release, or start over with --mode overwrite or another output"
         )
     if not rows:
         _check_columns(output, asked)  # of what somebody has left of it
@@ -181,7 +181,7 @@ def done_chunks(
             raise TableError(
                 f"output {output.location.text} has {rows:,} of the {wanted:,} rows of chunk"
                 f" {chunk} of this run, and a chunk is written as a whole: somebody changed the"
-                " table. Restore it (RESTORE TABLE), or start anew with --mode overwrite or"
+                " table. Restore it (RESTORE TABLE), or start over with --mode overwrite or"
                 " another output"
             )
     return frozenset(chunk for chunk, rows in there.items() if rows)
@@ -222,9 +222,9 @@ def _check_settings(
     other = table.where(half != identity.settings_of(asked.run.fingerprint)).limit(1)
     if other.count():
         raise TableError(
-            f"output {output.location.text} was scored otherwise{_differing(ledger, asked)}, and"
-            " rows of both would stand side by side: use --mode overwrite to score all rows anew,"
-            " or another output"
+            f"output {output.location.text} was scored with other settings"
+            f"{_differing(ledger, asked)}, and would hold rows of both: use --mode overwrite to"
+            " score all rows again, or another output"
         )
 
 
@@ -240,7 +240,7 @@ def _check_unfinished(
         raise TableError(
             f"output {output.location.text} has {there:,} of {last.rows:,} rows of a run that is"
             f" not finished, and this one differs{_differing(ledger, asked)}: finish it with the"
-            " command as it was, start anew with --mode overwrite, or use another output"
+            " command as it was, start over with --mode overwrite, or use another output"
         )
 
 

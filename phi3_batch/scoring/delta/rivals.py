@@ -106,8 +106,8 @@ def check_standing(
             )
         if commit.fingerprint == run.fingerprint:
             raise SupersededError(
-                f"another driver has begun this run anew in output {output}, for rows of it"
-                " were taken away: this one leaves the rest to it"
+                f"another driver has restarted this run in output {output}, because rows"
+                " of it were gone: this one leaves the rest to it"
             )
         shares_rows = run.reads_the_input_of(other) or run.delete_removed
         if run.ids and other.ids and (shares_rows or not run.is_scored_like(other.fingerprint)):

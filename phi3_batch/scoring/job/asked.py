@@ -103,7 +103,7 @@ def _check_incremental(options: ScoreOptions) -> None:
         ("--delete-removed", options.delete_removed),
     ):
         if given and not options.ids:
-            raise InvalidParameterError(f"{name} goes with --id, which says what a row is")
+            raise InvalidParameterError(f"{name} needs --id, which identifies a row")
     if options.delete_removed and options.limit is not None:
         raise InvalidParameterError(
             "--delete-removed would delete all rows beyond --limit: give one of them"

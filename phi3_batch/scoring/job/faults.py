@@ -82,7 +82,7 @@ _OUT_OF_MEMORY = "java.lang.OutOfMemoryError"
 _INPUT_GONE = "files of the input's version are gone (a VACUUM of a table that was overwritten?)"
 _OUTPUT_GONE = (
     "files of the output are gone (deleted by hand, or by a VACUUM of versions that are in use?):"
-    " restore them, or start anew with another output"
+    " restore them, or start over with another output"
 )
 _FILES_GONE = "files of a table are gone that its version lists (deleted, or a VACUUM?)"
 _SPARK_FILES_GONE = (

@@ -155,7 +155,7 @@ def run_scoring(
 
     Raises:
         ScoringError: a chunk cannot be scored, or the output does not have each row once at the
-            end. What was committed stays; the same command goes on from there.
+            end. What was committed stays; run the same command to continue.
     """
     progress = Progress(
         rows=plan.total,
@@ -271,14 +271,14 @@ class _Job:
     def _how_to_go_on(self, failed: ScoringError) -> str:
         done, rows = self._progress.rows_done, self._progress.rows
         if done == 0:
-            return "the output is as it was"
+            return "the output is unchanged"
         there = f"{done:,} of {rows:,} rows are in the output"
         if isinstance(failed, InputGoneError):
             return (
                 f"{there}, and the input as it is now is another run: use --mode overwrite, or"
                 " another output"
             )
-        return f"{there}, the same command goes on from there"
+        return f"{there}; run the same command to continue"
 
 
 def check_finished(spark: SparkSession, plan: ScoringPlan) -> Summary:
@@ -303,7 +303,7 @@ def _check_balance(plan: ScoringPlan, table: DataFrame, ledger: Ledger) -> Balan
     if not balance.ok:
         raise ScoringError(
             f"output {plan.options.output.text} does not have each row once ({balance}): somebody"
-            " else has written to it. Restore it (RESTORE TABLE), or start anew with --mode"
+            " else has written to it. Restore it (RESTORE TABLE), or start over with --mode"
             " overwrite or another output"
         )
     return balance

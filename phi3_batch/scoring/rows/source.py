@@ -157,7 +157,7 @@ class Source:
             return
         if self.system is not None:
             raise InvalidParameterError(
-                "--system goes with --user-template; messages that are there have their own"
+                "--system needs --user-template: the messages in the column have their own"
             )
         found = self._find_column(table, where, MESSAGES_INPUT)
         name = self.column or MESSAGES_INPUT
