@@ -104,20 +104,23 @@ class Queue:
         """Take the next request."""
         return heapq.heappop(self._ready)[-1]
 
-    def release(self, index: int, read_tokens: int | None = None) -> None:
+    def release(self, index: int, prefilled_tokens: int | None = None) -> None:
         """Let those go on that wait for a request, or for so many tokens of its prompt.
 
         Args:
             index: of the request.
-            read_tokens: of its prompt; None when all have been read, or never will be.
+            prefilled_tokens: of its prompt; None when all have been read, or never will be.
         """
         for follower in self._followers.pop(index, ()):
-            if read_tokens is None or self._leaders[follower].shared_tokens <= read_tokens:
+            if (
+                prefilled_tokens is None
+                or self._leaders[follower].shared_tokens <= prefilled_tokens
+            ):
                 self._push(follower)
             else:
                 self._followers[index].append(follower)
 
-    def unread_tokens(self, index: int) -> int:
+    def prefill_tokens(self, index: int) -> int:
         """How many tokens of a prompt are left to read, when the one it waits for has been."""
         leader = self._leaders.get(index)
         return len(self._requests[index].prompt_ids) - (leader.shared_tokens if leader else 0)

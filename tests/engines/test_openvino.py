@@ -16,8 +16,8 @@ from phi3_batch.engines.ov.graph import convert
 from phi3_batch.engines.ov.int4 import instructions_for
 from phi3_batch.engines.ov.int4_kernel import AVX2
 from phi3_batch.engines.ov.kv_budget import BLOCK_TOKENS, blocks_for, cache_blocks
-from phi3_batch.engines.ov.row import CACHE_TOO_SMALL, Companions, generation_config
 from phi3_batch.engines.ov.runtime import ContinuousBatchingPipeline
+from phi3_batch.engines.ov.sequence import CACHE_TOO_SMALL, FillerRequests, generation_config
 from phi3_batch.engines.threads import thread_count
 from phi3_batch.errors import EngineError, RowErrorCode
 from phi3_batch.generation import GenerationParams, Request, Usage
@@ -305,7 +305,7 @@ def test_the_cache_has_half_of_what_the_weights_leave(
 
 def test_a_key_and_a_value_take_two_bytes_each_whatever_the_processor(new_openvino, tiny_folder):
     engine = new_openvino(memory_bytes=0)
-    blocks = engine._blocks + 2 * Companions.ROWS * blocks_for(Companions.TOKENS)
+    blocks = engine._blocks + 2 * FillerRequests.SEQUENCES * blocks_for(FillerRequests.TOKENS)
     values = BLOCK_TOKENS * tiny_folder.dimensions.cache_values_per_token
     assert engine._pipeline.get_metrics().kv_cache_size_in_bytes == blocks * values * 2
 
@@ -411,7 +411,7 @@ def test_a_request_on_which_a_step_fails_fails_alone(fragile, new_openvino, ask)
 
 def test_what_was_answered_before_a_step_failed_is_kept(fragile, new_openvino, ask, monkeypatch):
     engine = new_openvino()
-    monkeypatch.setattr("phi3_batch.engines.ov.batch.ROWS", 1)
+    monkeypatch.setattr("phi3_batch.engines.ov.batch.SEQUENCES", 1)
     bad = ask("What is the capital of Chile?", max_tokens=1)
     fragile.prompts = (bad.prompt_ids,)
     completions = engine.generate([bad, ask(SPAIN)])  # the one that may take longer comes first
@@ -426,7 +426,7 @@ def test_a_request_that_the_runtime_refuses_fails_alone(openvino_engine, monkeyp
             config.max_new_tokens = 0
         return config
 
-    monkeypatch.setattr("phi3_batch.engines.ov.row.generation_config", refuse)
+    monkeypatch.setattr("phi3_batch.engines.ov.sequence.generation_config", refuse)
     completions = openvino_engine.generate([ask(SPAIN), ask(SPAIN, seed=13), ask(FRANCE)])
     assert [completion.text for completion in completions] == [MADRID, "", PARIS]
     assert completions[1].error.code is RowErrorCode.ENGINE_ERROR

@@ -112,21 +112,21 @@ def test_without_a_prefix_cache_nobody_waits():
     requests = requests_of((1, 2, 3), (1, 2, 3))
     queue = Queue(requests, [1, 2], block_tokens=None)
     assert [queue.pop(), queue.pop(), queue.peek()] == [1, 0, None]
-    assert queue.unread_tokens(0) == queue.unread_tokens(1) == 3
+    assert queue.prefill_tokens(0) == queue.prefill_tokens(1) == 3
 
 
 def test_what_is_left_to_read_of_a_prompt():
     queue = Queue(requests_of((1, 2, 3, 4, 5), (1, 2, 3, 4, 6, 7)), [1, 1], block_tokens=2)
-    assert [queue.unread_tokens(0), queue.unread_tokens(1)] == [5, 2]
+    assert [queue.prefill_tokens(0), queue.prefill_tokens(1)] == [5, 2]
 
 
 def test_those_that_share_what_has_been_read_wait_no_longer():
     requests = requests_of((1, 2, 3, 4, 5), (1, 2, 3, 4, 6), (1, 2, 3, 5, 6), (1, 2, 9))
     queue = Queue(requests, [1, 1, 1, 1], block_tokens=2)
     assert [queue.pop(), queue.peek()] == [0, None]
-    queue.release(0, read_tokens=1)
+    queue.release(0, prefilled_tokens=1)
     assert queue.peek() is None
-    queue.release(0, read_tokens=3)
+    queue.release(0, prefilled_tokens=3)
     assert {queue.pop(), queue.pop()} == {2, 3}
     assert queue.peek() is None
     queue.release(0)

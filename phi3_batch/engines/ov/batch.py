@@ -5,8 +5,14 @@ from collections.abc import Collection, Sequence
 from phi3_batch.engines.base import CompletionBuilder
 from phi3_batch.engines.order import Queue, common_prefix_length
 from phi3_batch.engines.ov.kv_budget import BLOCK_TOKENS, blocks_for
-from phi3_batch.engines.ov.row import FEWEST_TOKENS, Companions, Row, failed, reason
 from phi3_batch.engines.ov.runtime import ContinuousBatchingPipeline
+from phi3_batch.engines.ov.sequence import (
+    FEWEST_TOKENS,
+    FillerRequests,
+    RunningSequence,
+    failed,
+    reason,
+)
 from phi3_batch.engines.time_limit import seconds_for, time_limit
 from phi3_batch.generation import Completion, Request
 from phi3_batch.model_files import Limits
@@ -17,10 +23,10 @@ from phi3_batch.text import Tokenizer
 # layers: a step of 257 tokens takes 1.4 times as long as one of 256, and one of 512 takes 2.4
 # times. Our own kernel has most of 256 too, whose sums fit into the second cache. So prompts are
 # parted where a step is full. Logits differ a little then where a part is one token alone, or
-# where less than five rows of the step generate (Companions).
+# where less than five rows of the step generate (FillerRequests).
 STEP_TOKENS = 256
 # Requests in the runtime at a time: more would leave no room for prompts, and gain little.
-ROWS = 128
+SEQUENCES = 128
 
 
 class Batch:
@@ -63,8 +69,8 @@ class Batch:
         self._prefix_caching = prefix_caching
         self._max_tokens = [limits.max_new_tokens(request) for request in requests]
         self._queue = Queue(requests, self._max_tokens, BLOCK_TOKENS if prefix_caching else None)
-        self._rows: dict[int, Row] = {}
-        self._companions = Companions(pipeline)
+        self._running: dict[int, RunningSequence] = {}
+        self._fillers = FillerRequests(pipeline)
 
     def run(self) -> None:
         """Answer the requests.
@@ -74,43 +80,48 @@ class Batch:
                 fault it is.
         """
         # a step is one of many for each row, so it takes less than any of them may take in all
-        longest = sorted(self._requests, key=lambda one: seconds_for([one], self._limits))[-1:]
-        while self._rows or self._queue.peek() is not None:
+        by_time = sorted(self._requests, key=lambda request: seconds_for([request], self._limits))
+        longest = by_time[-1:]
+        while self._running or self._queue.peek() is not None:
             self._admit()
-            self._companions.join(self._rows.values())
+            self._fillers.join(self._running.values())
             with time_limit(longest, self._limits):
                 self._pipeline.step()
             self._collect()
-        self._companions.leave()
+        self._fillers.leave()
 
     def _admit(self) -> None:
-        reading = [row for row in self._rows.values() if not row.tokens]
-        new = [row.request.prompt_ids for row in self._rows.values() if row.tokens < FEWEST_TOKENS]
+        reading = [sequence for sequence in self._running.values() if not sequence.tokens]
+        new = [
+            sequence.request.prompt_ids
+            for sequence in self._running.values()
+            if sequence.tokens < FEWEST_TOKENS
+        ]
         # the runtime takes them in this order: tokens to generate, then prompts as they came
-        room = STEP_TOKENS - (len(self._rows) - len(reading)) - self._companions.count
-        for row in reading:  # of each a token at least, whatever was thought to be left
-            room -= max(1, row.take(room))
-        while len(self._rows) < ROWS and (index := self._queue.peek()) is not None:
+        room = STEP_TOKENS - (len(self._running) - len(reading)) - self._fillers.count
+        for sequence in reading:  # of each a token at least, whatever was thought to be left
+            room -= max(1, sequence.take(room))
+        while len(self._running) < SEQUENCES and (index := self._queue.peek()) is not None:
             request = self._requests[index]
-            unread_tokens = self._queue.unread_tokens(index)
+            prefill_tokens = self._queue.prefill_tokens(index)
             # one that would need more than all of them may still end sooner
             needed = blocks_for(len(request.prompt_ids) + self._max_tokens[index])
             blocks = min(needed, self._blocks)
             # a step has room for so much whatever rows there are
-            is_whole = not request.params.greedy and unread_tokens <= STEP_TOKENS - ROWS
-            is_full = blocks > self._free_blocks or room < (unread_tokens if is_whole else 1)
-            if self._rows and (is_full or self._has_to_wait(index, new)):
+            is_whole = not request.params.greedy and prefill_tokens <= STEP_TOKENS - SEQUENCES
+            is_full = blocks > self._free_blocks or room < (prefill_tokens if is_whole else 1)
+            if self._running and (is_full or self._has_to_wait(index, new)):
                 break
             self._queue.pop()
             try:
-                row = self._start(index, blocks)
+                sequence = self._start(index, blocks)
             except Exception as error:  # the runtime refuses this request, and no other
                 self.completions[index] = failed(request, reason(error))
                 self._queue.release(index)
             else:
-                self._rows[index] = row
+                self._running[index] = sequence
                 self._free_blocks -= blocks
-                room -= row.take(room)
+                room -= sequence.take(room)
 
     def _has_to_wait(self, index: int, new: Collection[tuple[int, ...]]) -> bool:
         """Whether new prompts may be in the prefix cache as a beginning of this one, to no good.
@@ -121,36 +132,36 @@ class Batch:
         if not self._prefix_caching:
             return False
         prompt_ids = self._requests[index].prompt_ids
-        known_tokens = len(prompt_ids) - self._queue.unread_tokens(index)
+        known_tokens = len(prompt_ids) - self._queue.prefill_tokens(index)
         shared = ((common_prefix_length(prompt_ids, other), len(other)) for other in new)
         return any(
             tokens == length or tokens >= known_tokens + BLOCK_TOKENS for tokens, length in shared
         )
 
-    def _start(self, index: int, blocks: int) -> Row:
+    def _start(self, index: int, blocks: int) -> RunningSequence:
         request, max_tokens = self._requests[index], self._max_tokens[index]
-        return Row(
+        return RunningSequence(
             self._pipeline,
             request,
             CompletionBuilder(request, self._tokenizer, self._end_token_ids, max_tokens),
             max_tokens,
             blocks,
-            unread_tokens=self._queue.unread_tokens(index),
-            reads_twice=self._prefix_caching
+            prefill_tokens=self._queue.prefill_tokens(index),
+            prefills_twice=self._prefix_caching
             and not request.params.greedy
             and len(request.prompt_ids) % BLOCK_TOKENS in (0, 1),
         )
 
     def _collect(self) -> None:
-        is_alone = len(self._rows) == 1
-        for index, row in list(self._rows.items()):
-            row.read()
-            if row.tokens or row.is_gone:
+        is_alone = len(self._running) == 1
+        for index, sequence in list(self._running.items()):
+            sequence.read()
+            if sequence.tokens or sequence.is_gone:
                 self._queue.release(index)
-            elif is_alone and self._queue.unread_tokens(index) == len(row.request.prompt_ids):
+            elif is_alone and self._queue.prefill_tokens(index) == len(sequence.request.prompt_ids):
                 # nothing else was read, and it built on nothing: so much is certain
-                self._queue.release(index, row.read_tokens)
-            if row.is_gone:
-                self.completions[index] = row.completion
-                self._free_blocks += row.blocks
-                del self._rows[index]
+                self._queue.release(index, sequence.prefilled_tokens)
+            if sequence.is_gone:
+                self.completions[index] = sequence.completion
+                self._free_blocks += sequence.blocks
+                del self._running[index]

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from phi3_batch.engines.base import Engine
-from phi3_batch.engines.ov.batch import ROWS, STEP_TOKENS, Batch
+from phi3_batch.engines.ov.batch import SEQUENCES, STEP_TOKENS, Batch
 from phi3_batch.engines.ov.int4 import (
     EXTENSION,
     instructions_for,
@@ -21,15 +21,15 @@ from phi3_batch.engines.ov.int4 import (
     use_threads,
 )
 from phi3_batch.engines.ov.kv_budget import blocks_for, cache_blocks, cache_bytes
-from phi3_batch.engines.ov.row import (
+from phi3_batch.engines.ov.runtime import ContinuousBatchingPipeline, openvino, openvino_genai
+from phi3_batch.engines.ov.sequence import (
     NAME,
-    Companions,
+    FillerRequests,
     add_request,
     failed,
     generation_config,
     reason,
 )
-from phi3_batch.engines.ov.runtime import ContinuousBatchingPipeline, openvino, openvino_genai
 from phi3_batch.engines.threads import thread_count
 from phi3_batch.errors import EngineError
 from phi3_batch.generation import Completion, GenerationParams, Request
@@ -138,11 +138,11 @@ class OpenVINOEngine(Engine):
     def _load(self) -> ContinuousBatchingPipeline:
         scheduling = openvino_genai.SchedulerConfig()
         # twice the companions: those that are called off are there for a step more
-        scheduling.num_kv_blocks = self._blocks + 2 * Companions.ROWS * blocks_for(
-            Companions.TOKENS
+        scheduling.num_kv_blocks = self._blocks + 2 * FillerRequests.SEQUENCES * blocks_for(
+            FillerRequests.TOKENS
         )
         scheduling.max_num_batched_tokens = STEP_TOKENS
-        scheduling.max_num_seqs = ROWS
+        scheduling.max_num_seqs = SEQUENCES
         scheduling.enable_prefix_caching = self._prefix_caching
         try:
             with kept_layers() as self._layers:
@@ -158,7 +158,7 @@ class OpenVINOEngine(Engine):
         """Generate a token: of logits that are no numbers the runtime makes token 0, each time."""
         config = generation_config(GenerationParams(), 1)
         config.logprobs = 1
-        handle = add_request(pipeline, (0,) * Companions.ROWS, config)
+        handle = add_request(pipeline, (0,) * FillerRequests.SEQUENCES, config)
         while pipeline.has_non_finished_requests():
             pipeline.step()
         [output] = handle.read_all()

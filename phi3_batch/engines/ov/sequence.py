@@ -36,7 +36,7 @@ _SMALLEST_TOP_P = 1e-6
 _LARGEST_TOP_K = 2**31
 
 
-class Row:
+class RunningSequence:
     """A request while the runtime answers it.
 
     Args:
@@ -45,8 +45,8 @@ class Row:
         builder: makes the completion of its tokens.
         max_tokens: the most tokens to generate.
         blocks: of the KV cache that are kept for it.
-        unread_tokens: of the prompt, those that are in no other one which has been read.
-        reads_twice: whether the prompt is read for the cache first. Its last token is read alone
+        prefill_tokens: of the prompt, those that are in no other one which has been read.
+        prefills_twice: whether the prompt is read for the cache first. Its last token is read alone
             then, as it is when others have left all before it in the cache, for that is computed
             in another way.
 
@@ -69,16 +69,16 @@ class Row:
         max_tokens: int,
         blocks: int,
         *,
-        unread_tokens: int,
-        reads_twice: bool,
+        prefill_tokens: int,
+        prefills_twice: bool,
     ) -> None:
         self._pipeline = pipeline
         self._max_tokens = max_tokens
         self.request = request
-        self._unread_tokens = unread_tokens
-        self._is_first_reading = reads_twice
-        params = GenerationParams() if reads_twice else request.params
-        self._handle = self._ask(params, 1 if reads_twice else max_tokens)
+        self._prefill_tokens = prefill_tokens
+        self._is_first_prefill = prefills_twice
+        params = GenerationParams() if prefills_twice else request.params
+        self._handle = self._ask(params, 1 if prefills_twice else max_tokens)
         self._builder = builder
         self.blocks = blocks
         self.tokens = 0
@@ -92,14 +92,14 @@ class Row:
 
     def take(self, room: int) -> int:
         """Have so many tokens of the prompt read in the next step, or as many as there are."""
-        taken = max(0, min(room, self._unread_tokens))
-        self._unread_tokens -= taken
+        taken = max(0, min(room, self._prefill_tokens))
+        self._prefill_tokens -= taken
         return taken
 
     @property
-    def read_tokens(self) -> int:
+    def prefilled_tokens(self) -> int:
         """How many tokens of the prompt have been read at the end of the next step."""
-        return len(self.request.prompt_ids) - self._unread_tokens
+        return len(self.request.prompt_ids) - self._prefill_tokens
 
     def read(self) -> None:
         """Take what the last step has made of it.
@@ -110,9 +110,9 @@ class Row:
         if not self.is_running:
             self.is_gone = True  # it was called off before the step
             return
-        if self._is_first_reading:
+        if self._is_first_prefill:
             if self._handle.get_status() != _RUNNING:
-                self._is_first_reading = False
+                self._is_first_prefill = False
                 self._handle = self._ask(self.request.params, self._max_tokens)
             return
         try:
@@ -135,8 +135,8 @@ class Row:
                         self.completion = self._builder.build()
 
 
-class Companions:
-    """Requests of nobody's, so that a row is never alone.
+class FillerRequests:
+    """Requests of nobody's, so that a sequence is never alone.
 
     With less than 5 rows in a step the runtime multiplies bfloat16 matrices in another way, and
     logits differ a little. With 5 and more they are the same bit by bit, whoever else is there.
@@ -146,7 +146,7 @@ class Companions:
         pipeline: the runtime.
     """
 
-    ROWS = 5
+    SEQUENCES = 5
     TOKENS = 30  # of each, prompt and completion: it ends, and another takes its place
 
     def __init__(self, pipeline: ContinuousBatchingPipeline) -> None:
@@ -159,11 +159,11 @@ class Companions:
         """How many there are."""
         return len(self._handles)
 
-    def join(self, rows: Collection[Row]) -> None:
+    def join(self, rows: Collection[RunningSequence]) -> None:
         """Be as many in the next step as it needs."""
         going = [row for row in rows if row.is_running]
         sampled = any(not row.request.params.greedy for row in going)
-        count = max(0, self.ROWS - len(going)) if sampled else 0
+        count = max(0, self.SEQUENCES - len(going)) if sampled else 0
         self._handles = [handle for handle in self._handles if handle.get_status() == _RUNNING]
         while len(self._handles) > count:
             self._handles.pop().cancel()
