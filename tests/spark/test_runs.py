@@ -4,7 +4,8 @@ What happens when processes die is in tests/faults.
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from pyspark.sql import DataFrame, SparkSession
 
 from phi3_batch.cli import main
-from phi3_batch.scoring.delta import incremental, tables
+from phi3_batch.scoring.delta import incremental, record, tables
 from phi3_batch.scoring.delta.tables import Location
 from phi3_batch.scoring.job.chunks import ScoredChunk
 from phi3_batch.scoring.job.cut import Chunk
@@ -43,6 +44,15 @@ def said(capsys: pytest.CaptureFixture[str]) -> Callable[[], dict[str, str]]:
 
 
 Said = Callable[[], dict[str, str]]
+
+
+@contextmanager
+def without_model() -> Iterator[None]:
+    """Where no model can be loaded or copied."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("plan.load_model", "chunks.model_udf"):
+            patch.delattr(f"phi3_batch.scoring.job.{name}")
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +117,8 @@ def test_a_run_that_stopped_is_resumed_and_then_finished(
     client.update_run(run_id, "RUNNING")
     client.delete_tag(run_id, "phi3_batch.outcome")
     copy = tmp_path / "report.html"
-    assert score(model_uri, many, output, "--mode", "overwrite", "--report", str(copy)) == 0
+    with without_model():
+        assert score(model_uri, many, output, "--mode", "overwrite", "--report", str(copy)) == 0
     third = said()
     assert "335 rows are in the output, 0 chunks are to do" in third["resumed"]
     assert third["mlflow"] == f"run {run_id} has its record now"
@@ -256,7 +267,11 @@ def test_sampled_copies_each_have_their_own_text_and_the_same_again(
 
 
 def test_an_incremental_run_scores_what_is_new_or_has_changed(
-    spark: SparkSession, model_uri: str, read: Read, said: Said, tmp_path: Path
+    spark: SparkSession,
+    model_uri: str,
+    read: Read,
+    said: Said,
+    tmp_path: Path,
 ) -> None:
     source, output = str(tmp_path / "in"), str(tmp_path / "out")
     table = f"delta.`{source}`"
@@ -269,7 +284,8 @@ def test_an_incremental_run_scores_what_is_new_or_has_changed(
     assert said()["changes"].startswith("100 new, 0 changed, 0 failed before, 0 unchanged")
     before = {row["id"]: row for row in read(output).collect()}
 
-    assert score(model_uri, source, output, *by_id) == 0
+    with without_model():
+        assert score(model_uri, source, output, *by_id) == 0
     assert said()["changes"].startswith("0 new, 0 changed, 3 failed before, 97 unchanged")
 
     added = [(number, ask.format(f"Place {number}")) for number in range(100, 110)]
@@ -293,7 +309,8 @@ def test_an_incremental_run_scores_what_is_new_or_has_changed(
     assert main(verify) == 0
     assert said()["check"] == "109 in, 110 out, 0 missing, 0 doubled, 1 orphaned"
 
-    assert score(model_uri, source, output, *by_id, "--delete-removed") == 0
+    with without_model():
+        assert score(model_uri, source, output, *by_id, "--delete-removed") == 0
     assert read(output).where("id = 20").count() == 0
     assert main(verify) == 0
     assert said()["check"] == "109 in, 109 out, 0 missing, 0 doubled, 0 orphaned"
@@ -420,6 +437,25 @@ def test_a_report_goes_where_it_is_wanted(
     assert "null_prompt" in text
     assert "Spain" not in text
     assert "Madrid" not in text
+
+
+def test_a_run_that_a_newer_release_has_begun_is_left_to_it(
+    model_uri: str,
+    write_prompts: WritePrompts,
+    read: Read,
+    said: Said,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source, output = write_prompts([None, ""]), str(tmp_path / "out")
+    assert score(model_uri, source, output) == 0
+    monkeypatch.setattr(record, "VERSION", record.VERSION - 1)
+    assert score(model_uri, source, output) == 1
+    assert "a newer release of phi3-batch has begun this run in output" in said()["error"]
+    assert main(["verify", "--input", source, "--output", output]) == 1
+    assert "by another release of phi3-batch, which can verify it" in said()["error"]
+    assert score(model_uri, source, output, "--mode", "overwrite") == 0
+    assert read(output).count() == 2
 
 
 def test_verify_needs_a_run(
