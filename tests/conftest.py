@@ -1,6 +1,7 @@
 """What all tests share: the embedded model, and the answers that it knows."""
 
 import json
+import os
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,12 @@ TINY_CHECKPOINT = SAMPLE_DATA / "phi3-tiny"
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and whatever they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+KILLS = int(os.environ.get("PHI3_BATCH_KILLS", "2"))  # of real jobs
+IS_DEEP = KILLS > 20
+# What takes minutes, and is shown by a shorter test as well.
+deep = pytest.mark.skipif(not IS_DEEP, reason="in `make faults`")
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from urllib.parse import unquote
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 
 from tests.conftest import Sample
 
@@ -32,11 +31,7 @@ _JAVA = (
 )
 _PATIENCE_S = 300
 
-KILLS = int(os.environ.get("PHI3_BATCH_KILLS", "2"))
 SEED = int(os.environ.get("PHI3_BATCH_SEED", time.time_ns() % 10**6))
-IS_DEEP = KILLS > 20
-# What is shown in one process by tests/spark too, or takes minutes.
-deep = pytest.mark.skipif(not IS_DEEP, reason="in `make faults`")
 
 Row = dict[str, Any]
 

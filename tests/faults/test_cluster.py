@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from phi3_batch.scoring.session import delta_package
-from tests.conftest import REPOSITORY, Sample
+from tests.conftest import REPOSITORY, Sample, deep
 from tests.faults.harness import (
     Job,
     Workplace,
@@ -16,7 +16,6 @@ from tests.faults.harness import (
     assert_each_row_once,
     await_busy_worker,
     compare,
-    deep,
     distinct_rows,
     find_below,
     write_rows,

@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
-from tests.conftest import Sample
+from tests.conftest import IS_DEEP, KILLS, Sample, deep
 from tests.faults.harness import (
-    KILLS,
     SEED,
     Comparison,
     Job,
@@ -19,7 +18,6 @@ from tests.faults.harness import (
     answer_of,
     asked_in_tasks,
     compare,
-    deep,
     distinct_rows,
     largest_chunk,
     write_rows,
@@ -152,7 +150,7 @@ def endure_all(
 def test_kills_lose_and_double_nothing_and_cost_two_chunks_each(
     noting_uri: str, workplace: Workplace, samples: list[Sample]
 ) -> None:
-    rows = distinct_rows(samples, 2_400)
+    rows = distinct_rows(samples, 2_400 if IS_DEEP else 900)
     known = {row["prompt"]: answer_of(row["prompt"]) for row in rows}
     ordeals = endure_all(
         KILLS - REAL_MODEL_KILLS, workplace, noting_uri, rows, known, sees_answers=True

@@ -4,13 +4,12 @@ import math
 
 import pytest
 
-from tests.conftest import Sample
+from tests.conftest import Sample, deep
 from tests.faults.harness import (
     Workplace,
     answer_of,
     asked_in_tasks,
     compare,
-    deep,
     distinct_rows,
     is_there,
     largest_chunk,

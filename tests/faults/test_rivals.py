@@ -14,17 +14,8 @@ from random import Random
 
 import pandas as pd
 
-from tests.conftest import Sample
-from tests.faults.harness import (
-    SEED,
-    Job,
-    Row,
-    Workplace,
-    deep,
-    distinct_rows,
-    read_table,
-    write_rows,
-)
+from tests.conftest import Sample, deep
+from tests.faults.harness import SEED, Job, Row, Workplace, distinct_rows, read_table, write_rows
 
 RACES = int(os.environ.get("PHI3_BATCH_RACES", "1"))
 ROWS = 400

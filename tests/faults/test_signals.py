@@ -10,14 +10,13 @@ from random import Random
 import mlflow
 
 from phi3_batch.scoring.session import delta_package
-from tests.conftest import REPOSITORY, Sample
+from tests.conftest import REPOSITORY, Sample, deep
 from tests.faults.harness import (
     SEED,
     Job,
     Workplace,
     assert_each_row_once,
     chunk_commits,
-    deep,
     distinct_rows,
     find_below,
     is_there,

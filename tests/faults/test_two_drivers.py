@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-from tests.conftest import Sample
+from tests.conftest import Sample, deep
 from tests.faults.harness import (
     Row,
     Workplace,
     asked_in_tasks,
     assert_each_row_once,
-    deep,
     distinct_rows,
     write_rows,
 )

@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from tests.conftest import Sample
+from tests.conftest import Sample, deep
 from tests.faults.harness import (
     SEED,
     Job,
@@ -15,7 +15,6 @@ from tests.faults.harness import (
     assert_each_row_once,
     await_busy_worker,
     compare,
-    deep,
     distinct_rows,
     find_workers,
     write_rows,

@@ -12,8 +12,7 @@ from mlflow import MlflowClient
 from mlflow.models.model import ModelInfo
 
 import phi3_batch
-from phi3_batch.engines import Engine, registry
-from phi3_batch.engines import process as cache
+from phi3_batch.engines import Engine, registry, this_process
 from phi3_batch.model_files import ModelFolder
 
 
@@ -103,5 +102,5 @@ def engines_loaded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         return engine
 
     monkeypatch.setattr(registry, "create", watched)
-    monkeypatch.setattr(cache, "_loaded", None)
+    this_process.reset()
     return loaded

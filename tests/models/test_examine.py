@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 import phi3_batch
-from phi3_batch.engines import process as cache
+from phi3_batch.engines import this_process
 from phi3_batch.errors import InvalidParameterError
 from phi3_batch.generation import Request
 from phi3_batch.model_files import Checkpoint, Limits, ModelFolder
@@ -23,7 +23,7 @@ BAD_PROMPTS = [None, "", " \n", "a\x00", "a\ud800", ENDLESS]
 @pytest.fixture(autouse=True)
 def no_engine(monkeypatch):
     """None is loaded, whatever tests ran before."""
-    monkeypatch.setattr(cache, "_loaded", None)
+    this_process.reset()
 
 
 @pytest.fixture

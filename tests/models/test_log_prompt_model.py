@@ -9,7 +9,7 @@ import pytest
 
 import phi3_batch
 from phi3_batch.contract import loaded_engine, model_metadata
-from phi3_batch.engines import process as cache
+from phi3_batch.engines import this_process
 from phi3_batch.errors import InvalidModelError, InvalidParameterError
 
 REQUIRED = (
@@ -168,7 +168,7 @@ def test_a_bad_folder_leaves_no_run_behind(tmp_path, count_runs):
 def test_the_engine_chosen_when_a_model_is_logged_travels_with_it(tiny_folder, monkeypatch):
     info = phi3_batch.log_prompt_model(tiny_folder.path, engine="onnxruntime-genai")
     assert mlflow.get_run(info.run_id).data.params["engine"] == "onnxruntime-genai"
-    monkeypatch.setattr(cache, "_loaded", None)
+    this_process.reset()
     mlflow.pyfunc.load_model(info.model_uri).predict({"prompt": "x"})
     assert loaded_engine().startswith("onnxruntime-genai ")
 

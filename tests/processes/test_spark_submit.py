@@ -13,7 +13,7 @@ import pyspark
 import pytest
 
 from phi3_batch.scoring.session import delta_package
-from tests.conftest import REPOSITORY, SAMPLE_DATA, Sample
+from tests.conftest import REPOSITORY, SAMPLE_DATA, Sample, deep
 from tests.worker_log import WORKER_SITE, engine_loads
 
 SPARK_HOME = Path(pyspark.__file__).parent
@@ -54,8 +54,10 @@ def cluster(tmp_path: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize(
     ("form", "file", "options"),
-    [("model_uri", "prompts.jsonl", []), ("chat_uri", "chats.jsonl", ["--keep-response"])],
-    ids=["prompts", "chats"],
+    [
+        pytest.param("model_uri", "prompts.jsonl", [], marks=deep, id="prompts"),
+        pytest.param("chat_uri", "chats.jsonl", ["--keep-response"], id="chats"),
+    ],
 )
 def test_on_a_standalone_cluster(
     form: str,

@@ -132,6 +132,22 @@ def test_csv_is_read_as_it_is(read_file: Read, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("ending", "pack"), [("", bytes), (".gz", gzip.compress), (".bz2", bz2.compress)]
+)
+def test_csv_as_windows_writes_it(
+    ending: str, pack: Callable[[bytes], bytes], read_file: Read, tmp_path: Path
+) -> None:
+    path = tmp_path / f"in.csv{ending}"
+    text = '\ufeffprompt,note\r\n"multi\r\nline",x\r\nHi,\r\n'
+    path.write_bytes(pack(text.encode()))
+    rows = read_file(str(path))
+    assert [row.asDict() for row in rows] == [
+        {"prompt": "multi\r\nline", "note": "x"},
+        {"prompt": "Hi", "note": None},
+    ]
+
+
+@pytest.mark.parametrize(
     ("text", "said"),
     [
         ("prompt,note\na,b\nhello, world,b\n", "line 3 of in.csv has not as many fields as the"),
