@@ -138,11 +138,11 @@ def test_csv_as_windows_writes_it(
     ending: str, pack: Callable[[bytes], bytes], read_file: Read, tmp_path: Path
 ) -> None:
     path = tmp_path / f"in.csv{ending}"
-    text = '\ufeffprompt,note\r\n"multi\r\nline",x\r\nHi,\r\n'
+    text = '\ufeffprompt,note\r\n"multi\nline",x\r\nHi,\r\n'
     path.write_bytes(pack(text.encode()))
     rows = read_file(str(path))
     assert [row.asDict() for row in rows] == [
-        {"prompt": "multi\r\nline", "note": "x"},
+        {"prompt": "multi\nline", "note": "x"},
         {"prompt": "Hi", "note": None},
     ]
 
@@ -153,10 +153,12 @@ def test_csv_as_windows_writes_it(
         ("prompt,note\na,b\nhello, world,b\n", "line 3 of in.csv has not as many fields as the"),
         # Spark would leave a line feed's carriage return in the text
         ("prompt,note\na,b\nc,d\r\n", "in.csv cannot be read as it is: write it as JSONL"),
+        # and would take it from a text where all lines end with both
+        ('prompt,note\r\n"a\r\nb",c\r\n', "in.csv cannot be read as it is: write it as JSONL"),
         ("id;prompt\n1;a\n", "the columns of in.csv seem to have a semicolon between them:"),
         ("prompt,Prompt\n1,a\n", "in.csv has two columns 'prompt': rename one"),
     ],
-    ids=["comma", "line ends", "semicolon", "names"],
+    ids=["comma", "line ends", "line ends in a text", "semicolon", "names"],
 )
 def test_csv_that_spark_would_read_otherwise_is_refused(
     text: str, said: str, read_file: Read, tmp_path: Path
