@@ -14,7 +14,7 @@ import onnxruntime_genai as og
 from numpy.typing import NDArray
 
 from phi3_batch.engines.base import CompletionBuilder, Engine
-from phi3_batch.engines.onnxruntime.spec import SMALLEST_CAPACITY, cache_capacity
+from phi3_batch.engines.onnxruntime.kv_capacity import SMALLEST_CAPACITY, cache_capacity
 from phi3_batch.engines.order import by_prefix, common_prefix_length
 from phi3_batch.engines.sampling import choose_token
 from phi3_batch.engines.threads import thread_count

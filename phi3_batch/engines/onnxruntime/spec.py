@@ -5,23 +5,12 @@ model, on 2 cores. They are peaks of one process.
 """
 
 from phi3_batch.engines.base import Engine
+from phi3_batch.engines.onnxruntime.kv_capacity import cache_capacity
 from phi3_batch.engines.spec import ONNX_PROCESS_BYTES, EngineSpec
 from phi3_batch.errors import EngineError
 from phi3_batch.model_files import Manifest, ModelFolder
 from phi3_batch.model_files.dimensions import FLOAT32_BYTES
 from phi3_batch.model_files.manifest import total_bytes
-
-# The runtime sets the KV cache aside at once (0.8 MB a token at Phi-3-mini's size), so it starts
-# small and doubles, up to the context length, for requests that need more.
-SMALLEST_CAPACITY = 512
-
-
-def cache_capacity(tokens: int, context_length: int) -> int:
-    """Tokens that a KV cache is set aside for, when a request needs so many."""
-    capacity = SMALLEST_CAPACITY
-    while capacity < tokens:
-        capacity *= 2
-    return min(capacity, context_length)
 
 
 def memory_bytes(folder: ModelFolder, tokens: int) -> int:

@@ -1,10 +1,13 @@
 """How large the KV cache may be: by what a queue can use, and by the memory there is."""
 
-from phi3_batch.engines.ov.spec import FEWEST_CACHE_TOKENS, MOST_CACHE_TOKENS
 from phi3_batch.machine import available_memory_bytes
 from phi3_batch.model_files.manifest import total_bytes
 from phi3_batch.model_files.onnx_build import ModelFolder
 
+# The cache takes what memory there is, within bounds: room for the context of Phi-3-mini, and none
+# for more than the other.
+FEWEST_CACHE_TOKENS = 4096
+MOST_CACHE_TOKENS = 64 * 1024
 # Tokens of a block of the runtime's cache on CPUs
 BLOCK_TOKENS = 32
 

@@ -5,6 +5,7 @@ model, on 2 cores. They are peaks of one process.
 """
 
 from phi3_batch.engines.base import Engine
+from phi3_batch.engines.ov.kv_budget import FEWEST_CACHE_TOKENS, MOST_CACHE_TOKENS
 from phi3_batch.engines.spec import ONNX_PROCESS_BYTES, EngineSpec
 from phi3_batch.errors import EngineError, UnsupportedModelError
 from phi3_batch.model_files import Manifest, ModelFolder
@@ -14,12 +15,9 @@ from phi3_batch.model_files.manifest import total_bytes
 
 _FLOAT16_BYTES = 2
 
-# Its cache takes what memory there is, within bounds: room for the context of Phi-3-mini, and none
-# for more than the other. From 32 rows on a step takes as long for more, and a prefix cache fills
-# whatever room there is.
-_ROWS = 32
-FEWEST_CACHE_TOKENS = 4096
-MOST_CACHE_TOKENS = 64 * 1024
+# From so many sequences on a step takes as long for more, and a prefix cache fills whatever room
+# there is.
+_SEQUENCES = 32
 
 
 def refuse(folder: ModelFolder) -> str | None:
@@ -50,7 +48,7 @@ def memory_bytes(folder: ModelFolder, tokens: int) -> int:
     """
     context_length, files_bytes = folder.context_length, total_bytes(folder.path, folder.files)
     most = max(context_length, MOST_CACHE_TOKENS)
-    wanted = _ROWS * min(tokens, context_length)
+    wanted = _SEQUENCES * min(tokens, context_length)
     cached = min(max(wanted, FEWEST_CACHE_TOKENS), most)
     cache = cached * folder.dimensions.cache_values_per_token * _FLOAT16_BYTES
     # weights as the file has them and as they are multiplied, which the embedding is not

@@ -20,7 +20,7 @@ from phi3_batch.engines.base import CompletionBuilder, Engine
 from phi3_batch.engines.sampling import choose_token
 from phi3_batch.engines.threads import thread_count
 from phi3_batch.engines.time_limit import time_limit
-from phi3_batch.engines.torch.spec import BATCH_ROWS, BATCH_TOKENS
+from phi3_batch.engines.torch.batch_size import BATCH_ROWS, BATCH_TOKENS
 from phi3_batch.errors import EngineError, RowErrorCode
 from phi3_batch.generation import Completion, GenerationParams, Request
 from phi3_batch.model_files.checkpoint import Checkpoint

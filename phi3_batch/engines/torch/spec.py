@@ -6,16 +6,11 @@ embedded model, on 2 cores. They are peaks of one process.
 
 from phi3_batch.engines.base import Engine
 from phi3_batch.engines.spec import EngineSpec
+from phi3_batch.engines.torch.batch_size import BATCH_ROWS, BATCH_TOKENS
 from phi3_batch.model_files import Checkpoint, Manifest
 from phi3_batch.model_files.checkpoint import require_torch
 from phi3_batch.model_files.dimensions import FLOAT32_BYTES
 from phi3_batch.model_files.manifest import total_bytes
-
-# Rows of a batch, and rows x (longest prompt + most new tokens). A token's keys and values are
-# 0.8 MB at Phi-3-mini's size (32 layers x 2 x 3072 values x 4 bytes): 6.4 GB beside 15.3 GB of
-# weights.
-BATCH_ROWS = 16
-BATCH_TOKENS = 8192
 
 _SIXTEEN_BIT = ("bfloat16", "float16")
 # Python with pandas, pyarrow, MLflow, torch and transformers
