@@ -88,13 +88,13 @@ class _Count:
 
 def _count(work: Work) -> list[_Count]:
     """Rows by bucket and by what is wrong with them, and the requests that they make."""
-    sound, greedy = F.col(REFUSAL).isNull(), work.greedy
+    sound, greedy, allowed_s = F.col(REFUSAL).isNull(), work.greedy, work.allowed_s
     once = F.count_distinct(F.when(sound & greedy, F.col(REQUEST_ID)))
     counted = work.rows.groupBy(BUCKET, F.col(REFUSAL)["code"].alias("code")).agg(
         F.count(F.lit(1)).alias("rows"),
         (once + F.count_if(sound & ~greedy)).alias("requests"),
-        F.sum(F.when(sound, work.allowed_s)).alias("allowed"),
-        F.max(F.when(sound, work.allowed_s)).alias("heaviest"),
+        F.sum(F.when(sound, allowed_s)).alias("allowed"),
+        F.max(F.when(sound, allowed_s)).alias("heaviest"),
     )
     return [_Count(*row) for row in counted.collect()]
 

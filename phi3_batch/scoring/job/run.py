@@ -298,7 +298,7 @@ def _check_balance(plan: ScoringPlan, table: DataFrame, ledger: Ledger) -> Balan
         ledger,
         plan.run.fingerprint,
         plan.run.ids,
-        list(plan.pinned.schema)[:-1],  # but for the request_id
+        list(plan.job.kept),
     )
     if not balance.ok:
         raise ScoringError(
