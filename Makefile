@@ -36,8 +36,8 @@ test: lint $(VENV)/spark.jsa
 	$(BIN)/pytest --numprocesses 2 --dist loadgroup --durations 10
 
 faults: $(VENV)/spark.jsa
-	PHI3_BATCH_KILLS=200 PHI3_BATCH_RACES=20 $(BIN)/pytest -s tests/faults \
-	  tests/processes/test_spark_submit.py
+	PHI3_BATCH_KILLS=200 PHI3_BATCH_RACES=20 $(BIN)/pytest --numprocesses 2 --dist loadgroup -rP \
+	  tests/faults tests/processes/test_spark_submit.py
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

@@ -8,6 +8,7 @@ import pytest
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema
 
+from tests.conftest import IS_DEEP
 from tests.faults.harness import Workplace
 
 # the store of the tests that start processes, and the model over the embedded weights in it
@@ -17,10 +18,14 @@ from tests.processes.conftest import store as store
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep these tests in one process of pytest-xdist: they fill the machine by themselves."""
+    """Keep these tests in one process of pytest-xdist: they fill the machine by themselves.
+
+    Where 200 jobs are killed, that takes as long as all the others: it has a process of its own.
+    """
     for item in items:
         if "tests/faults/" in item.nodeid:
-            item.add_marker(pytest.mark.xdist_group("faults"))
+            alone = IS_DEEP and item.path.name == "test_kills.py"
+            item.add_marker(pytest.mark.xdist_group("kills" if alone else "faults"))
 
 
 @pytest.fixture(scope="session")

@@ -31,6 +31,15 @@ _JAVA = (
 )
 _PATIENCE_S = 300
 
+# Writes one version of a Delta table after the other, of JSON lines.
+_WRITE_VERSIONS = """
+import sys
+from phi3_batch.scoring.session import get_session
+spark, (table, *versions) = get_session(), sys.argv[1:]
+for rows in versions:
+    spark.read.json(rows).write.format("delta").mode("overwrite").save(table)
+"""
+
 SEED = int(os.environ.get("PHI3_BATCH_SEED", time.time_ns() % 10**6))
 
 Row = dict[str, Any]
@@ -60,6 +69,17 @@ def distinct_rows(samples: Sequence[Sample], number: int) -> list[Row]:
 def write_rows(rows: Sequence[Row], path: Path) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+def write_versions(place: "Workplace", *versions: Sequence[Row]) -> Path:
+    """A Delta table with these versions."""
+    table = place.folder / "versions"
+    files = [
+        write_rows(rows, place.folder / f"{number}.jsonl") for number, rows in enumerate(versions)
+    ]
+    command = [sys.executable, "-c", _WRITE_VERSIONS, str(table), *map(str, files)]
+    subprocess.run(command, env=place.environment, cwd=place.folder, check=True)
+    return table
 
 
 def answer_of(prompt: str) -> str:

@@ -6,6 +6,7 @@ PHI3_BATCH_KILLS says how many kills there are, PHI3_BATCH_SEED when they come.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from random import Random
 
 from tests.conftest import IS_DEEP, KILLS, Sample, deep
@@ -20,7 +21,7 @@ from tests.faults.harness import (
     compare,
     distinct_rows,
     largest_chunk,
-    write_rows,
+    write_versions,
 )
 
 REAL_MODEL_KILLS = KILLS // 5
@@ -101,11 +102,11 @@ def endure(
     kills: int,
     place: Workplace,
     model: str,
+    source: Path,
     rows: list[Row],
     known: Mapping[str, str],
 ) -> Ordeal:
     """Score a table, with so many kills at most."""
-    source = write_rows(rows, place.folder / "rows.jsonl")
     output = place.folder / "out"
     before, last = killer.kills, killer.kills + kills
     while True:
@@ -132,9 +133,10 @@ def endure_all(
 ) -> list[Ordeal]:
     """Score the rows into one table after the other until there have been so many kills."""
     killer, ordeals = Killer(Random(SEED), sees_answers), list[Ordeal]()
+    source = write_versions(workplace, rows)
     while killer.kills < kills:
         place = workplace.enter(f"table-{len(ordeals)}")
-        ordeals.append(endure(killer, kills - killer.kills, place, model, rows, known))
+        ordeals.append(endure(killer, kills - killer.kills, place, model, source, rows, known))
     found = [ordeal.comparison for ordeal in ordeals]
     print(
         f"seed {SEED}: {killer.kills} kills ({dict(killer.hits)}), {len(ordeals)} tables,"

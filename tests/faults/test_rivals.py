@@ -5,31 +5,28 @@ PHI3_BATCH_RACES says how many races of each kind there are, PHI3_BATCH_SEED whe
 
 import os
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from random import Random
 
 import pandas as pd
 
 from tests.conftest import Sample, deep
-from tests.faults.harness import SEED, Job, Row, Workplace, distinct_rows, read_table, write_rows
+from tests.faults.harness import (
+    SEED,
+    Job,
+    Row,
+    Workplace,
+    distinct_rows,
+    read_table,
+    write_rows,
+    write_versions,
+)
 
 RACES = int(os.environ.get("PHI3_BATCH_RACES", "1"))
 ROWS = 400
 NEWER = "00000000000000000001.json"
 PAUSE_MS = "20"  # so that the first is at work for as long as the second takes to begin
-
-# Writes one version of a Delta table after the other, of JSON lines.
-_WRITE_VERSIONS = """
-import sys
-from phi3_batch.scoring.session import get_session
-spark, (table, *versions) = get_session(), sys.argv[1:]
-for rows in versions:
-    spark.read.json(rows).write.format("delta").mode("overwrite").save(table)
-"""
 
 
 def begin_beside(job: Job, random: Random) -> None:
@@ -100,7 +97,7 @@ def test_an_older_and_a_newer_incremental_run(
         for row in distinct_rows(samples, ROWS + 10)
         if row["id"] % 10  # a tenth is gone
     ]
-    versions = write_versions(workplace, [old, new])
+    versions = write_versions(workplace, old, new)
     for race in range(RACES):
         place = workplace.enter(f"incremental-{race}")
         source, output = place.folder / "in", place.folder / "out"
@@ -123,14 +120,3 @@ def test_an_older_and_a_newer_incremental_run(
         ends[codes] += 1
         faults += found
     say("an older and a newer run with ids", ends, faults)
-
-
-def write_versions(place: Workplace, versions: Sequence[Sequence[Row]]) -> Path:
-    """A Delta table with these versions."""
-    table = place.folder / "versions"
-    files = [
-        write_rows(rows, place.folder / f"{number}.jsonl") for number, rows in enumerate(versions)
-    ]
-    command = [sys.executable, "-c", _WRITE_VERSIONS, str(table), *map(str, files)]
-    subprocess.run(command, env=place.environment, cwd=place.folder, check=True)
-    return table

@@ -81,7 +81,7 @@ def compare(
     )
     count_in, count_out = F.col("count_in"), F.col("count_out")
     known = count_in > 0
-    same = F.col("row_in").eqNullSafe(F.col("row_out"))
+    same = F.col("row_in") == F.col("row_out")
     counted = both.agg(
         F.sum(count_in),
         F.sum(count_out),
@@ -135,11 +135,13 @@ def _side(
     rows: DataFrame, ids: Sequence[str], kept: Sequence[StructField], side: str, other: str
 ) -> DataFrame:
     """A row for each, by its key and with what is there; the tables' own names play no part."""
-    row = F.struct(named(REQUEST_ID).alias("request"), values_digest(kept).alias("kept"))
+    # a number, for Spark sorts all rows to find the greatest of anything longer
+    request = named(REQUEST_ID)
+    row = F.xxhash64(request.isNull(), request, values_digest(kept))
     return rows.select(
         F.struct(*map(named, ids or [REQUEST_ID])).alias("key"),
         F.lit(1).alias(f"count_{side}"),
         F.lit(0).alias(f"count_{other}"),
         row.alias(f"row_{side}"),
-        F.lit(None).cast("struct<request:string,kept:bigint>").alias(f"row_{other}"),
+        F.lit(None).cast("bigint").alias(f"row_{other}"),
     )

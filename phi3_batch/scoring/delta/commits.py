@@ -88,6 +88,11 @@ class Committer:
         self._lock = threading.Lock()
         self._own_session: SparkSession | None = None
 
+    @property
+    def seen(self) -> Ledger:
+        """The table's history as it was when a commit was last made, or tried."""
+        return self._seen
+
     def begin(
         self,
         rows: DataFrame,

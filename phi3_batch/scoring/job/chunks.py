@@ -84,9 +84,13 @@ class ChunkScorer:
         """
         started = time.monotonic()
         of_chunk = F.col(BUCKET) % self._plan.chunk_count == chunk.number
-        rows = self._rows.number_copies(self._work.rows.where(of_chunk))
+        # the model's side and the rows' side of an attempt both read them: the input is read once
+        rows = self._rows.number_copies(self._work.rows.where(of_chunk)).persist()
         work = _ChunkWork(self, rows, chunk.requests, commit, slots)
-        attempt, retries = persist(work, self._crash_limit, self._plan.options.output)
+        try:
+            attempt, retries = persist(work, self._crash_limit, self._plan.options.output)
+        finally:
+            rows.unpersist()
         if chunk.requests:
             # the least of all chunks': others have waited for a slot
             each = attempt.seconds * slots / chunk.requests

@@ -18,7 +18,7 @@ from phi3_batch.errors import InputGoneError, ScoringError, SupersededError
 from phi3_batch.scoring import session
 from phi3_batch.scoring.delta import tables
 from phi3_batch.scoring.delta.balance import Balance, compare_run
-from phi3_batch.scoring.delta.ledger import Ledger, read_ledger
+from phi3_batch.scoring.delta.ledger import Ledger
 from phi3_batch.scoring.job import faults, statistics
 from phi3_batch.scoring.job.chunks import ScoredChunk
 from phi3_batch.scoring.job.plan import ScoringPlan
@@ -169,7 +169,8 @@ def run_scoring(
         outcome = job.run()
         scored = outcome is not Outcome.INTERRUPTED and progress.requests_done
         engines = engines_in_use(spark, plan.slots) if scored else set()
-    return replace(_summarize(spark, plan, outcome, progress), engines=frozenset(engines))
+    summary = _summarize(spark, plan, job.seen, outcome, progress)
+    return replace(summary, engines=frozenset(engines))
 
 
 class _Job:
@@ -196,6 +197,11 @@ class _Job:
         self._pool = session.JobPool(spark, self._in_flight)
         self._running: set[Future[ScoredChunk | None]] = set()
         self._started = time.monotonic()
+
+    @property
+    def seen(self) -> Ledger:
+        """The output's history, with all that this run has committed."""
+        return self._writer.seen
 
     def run(self) -> Outcome:
         """Score what is to do.
@@ -288,7 +294,7 @@ def check_finished(spark: SparkSession, plan: ScoringPlan) -> Summary:
         ScoringError: rows are missing, or are there more than once.
     """
     progress = Progress(rows=plan.total, rows_done=plan.total, requests_left=0)
-    return _summarize(spark, plan, Outcome.COMPLETE, progress)
+    return _summarize(spark, plan, plan.state.seen, Outcome.COMPLETE, progress)
 
 
 def _check_balance(plan: ScoringPlan, table: DataFrame, ledger: Ledger) -> Balance:
@@ -314,7 +320,11 @@ def _rows_of(plan: ScoringPlan, table: DataFrame) -> DataFrame:
 
 
 def _summarize(
-    spark: SparkSession, plan: ScoringPlan, outcome: Outcome, progress: Progress
+    spark: SparkSession,
+    plan: ScoringPlan,
+    ledger: Ledger,
+    outcome: Outcome,
+    progress: Progress,
 ) -> Summary:
     """Look at the tables, unless the user wants to be gone.
 
@@ -324,7 +334,6 @@ def _summarize(
     output = plan.options.output
     if outcome is Outcome.INTERRUPTED:
         return Summary(outcome, progress, None, None, None, output.text)
-    ledger = read_ledger(spark, output)
     version = ledger.last_version
     table = tables.read_version(spark, output, version)
     return Summary(

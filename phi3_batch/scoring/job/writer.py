@@ -4,6 +4,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from phi3_batch.scoring.delta.commits import Committer
+from phi3_batch.scoring.delta.ledger import Ledger
 from phi3_batch.scoring.job.chunks import ChunkScorer, ScoredChunk
 from phi3_batch.scoring.job.cut import Chunk
 from phi3_batch.scoring.job.plan import ScoringPlan
@@ -38,6 +39,11 @@ class RunWriter:
         self.side_by_side = count_side_by_side(
             plan.slots, largest, len(plan.to_do) - begins_with_one
         )
+
+    @property
+    def seen(self) -> Ledger:
+        """The output's history, with all that this run has committed."""
+        return self._committer.seen
 
     def begin(self, chunk: Chunk | None) -> ScoredChunk | None:
         """Make the run's first commit, with its first chunk if there is any."""

@@ -54,16 +54,15 @@ class RowScorer:
                 for request, (code, message) in blamed.items()
             ]
             rows = rows.withColumn(REFUSAL, F.coalesce(F.col(REFUSAL), *named_errors))
-        kept = [named(name) for name in self.work.kept]
         answers = self.ask(rows, tasks).select(
             REQUEST_ID, COPY, F.struct(*self._answer_columns()).alias(_RESULT)
         )
+        refusal = F.struct(*self._added(schema.columns_from_error(F.col(REFUSAL))))
+        result = F.when(F.col(REFUSAL).isNull(), F.col(_RESULT)).otherwise(refusal)
         keys = [REQUEST_ID, COPY]
-        sound = rows.where(F.col(REFUSAL).isNull()).select(*keys, *kept)
-        answered = sound.join(answers, on=keys).select(*kept, *keys, f"{_RESULT}.*")
-        refusal = self._added(schema.columns_from_error(F.col(REFUSAL)))
-        refused = rows.where(F.col(REFUSAL).isNotNull())
-        scored = answered.unionByName(refused.select(*kept, *keys, *refusal))
+        columns = [*map(named, self.work.kept), *map(F.col, keys)]
+        joined = rows.join(answers, on=keys, how="left").select(*columns, result.alias(_RESULT))
+        scored = joined.select(*columns, f"{_RESULT}.*")
         return scored.withColumnRenamed(REQUEST_ID, schema.REQUEST_ID)
 
     def number_copies(self, rows: DataFrame) -> DataFrame:
