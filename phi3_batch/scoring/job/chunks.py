@@ -6,10 +6,12 @@ attempts.py.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from py4j.protocol import Py4JError
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
@@ -85,12 +87,9 @@ class ChunkScorer:
         started = time.monotonic()
         of_chunk = F.col(BUCKET) % self._plan.chunk_count == chunk.number
         # the model's side and the rows' side of an attempt both read them: the input is read once
-        rows = self._rows.number_copies(self._work.rows.where(of_chunk)).persist()
-        work = _ChunkWork(self, rows, chunk.requests, commit, slots)
-        try:
+        with _kept(self._rows.number_copies(self._work.rows.where(of_chunk))) as rows:
+            work = _ChunkWork(self, rows, chunk.requests, commit, slots)
             attempt, retries = persist(work, self._crash_limit, self._plan.options.output)
-        finally:
-            rows.unpersist()
         if chunk.requests:
             # the least of all chunks': others have waited for a slot
             each = attempt.seconds * slots / chunk.requests
@@ -124,6 +123,16 @@ class ChunkScorer:
 
     def _tasks(self, requests: int, slots: int) -> int:
         return count_tasks(requests, slots, self._seconds_per_request)
+
+
+@contextmanager
+def _kept(rows: DataFrame) -> Iterator[DataFrame]:
+    """Keep rows on the executors for as long as they are worked on."""
+    try:
+        yield rows.persist()
+    finally:
+        with suppress(Py4JError, OSError):  # of a JVM that has died
+            rows.unpersist()
 
 
 class _Attempt(NamedTuple):
