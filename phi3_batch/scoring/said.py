@@ -7,6 +7,8 @@ from typing import Any
 from py4j.protocol import Py4JError, Py4JJavaError
 from pyspark.errors import AnalysisException, PySparkException
 
+JVM_IS_GONE = "Spark's driver JVM is gone (killed, or out of memory: spark.driver.memory)"
+
 # Parameters of Spark's and Delta's messages that name things and quote no row. Others may: the
 # value that a constraint refuses, the `expression` that a cast cannot read, which is that value.
 _NAMES = frozenset(

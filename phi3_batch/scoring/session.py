@@ -29,7 +29,7 @@ from pyspark.sql import SparkSession
 
 from phi3_batch.environment import check_java
 from phi3_batch.errors import EnvironmentProblemError, TableError
-from phi3_batch.machine import children, processors
+from phi3_batch.machine import children, memory_bytes, processors
 
 _DEFAULTS = {
     "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
@@ -91,6 +91,16 @@ def task_slots(spark: SparkSession) -> int:
     except PySparkAttributeError:  # Spark Connect
         return 1
     return max(1, cores // int(spark.conf.get("spark.task.cpus", "1") or 1))
+
+
+def has_ended(spark: SparkSession) -> bool:
+    """Whether the session's JVM is gone, or is about to be: Spark ends one that has no memory."""
+    try:
+        return bool(spark.sparkContext._jsc.sc().isStopped())
+    except PySparkAttributeError:  # over Spark Connect
+        return False
+    except (Py4JError, OSError, AttributeError):  # nobody answers; or the context was stopped here
+        return True
 
 
 def check_writable(spark: SparkSession, path: str) -> None:
@@ -210,6 +220,8 @@ def _local_session() -> SparkSession:
         builder = builder.config(key, value)
     builder = builder.config("spark.jars.excludes", ",".join(_SPARK_HAS))
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    # what a user has said of it anywhere goes before this
+    os.environ.setdefault("SPARK_DRIVER_MEMORY", f"{_jvm_memory_bytes() // 2**20}m")
     log4j = Path(__file__).with_name("log4j2.properties").resolve().as_uri()
     os.environ.setdefault(_LOG4J_VARIABLE, log4j)
     handle, name = tempfile.mkstemp(prefix="phi3-batch-spark-", suffix=".log")
@@ -221,6 +233,14 @@ def _local_session() -> SparkSession:
         raise EnvironmentProblemError(_why_not_started(Path(name))) from error
     finally:
         os.close(handle)
+
+
+def _jvm_memory_bytes() -> int:
+    """How large a local JVM's heap may grow: Java's own quarter, where that is sensible.
+
+    Spark's default of 1 GB does not read a row of 100 MB. The weights are not in it.
+    """
+    return min(max(memory_bytes() // 4, 2**30), 8 * 2**30)
 
 
 def _local_slots(master: str, jvm_processors: int) -> int | None:

@@ -1,10 +1,12 @@
-"""The job as a process of its own: Ctrl-C, and a caller that knows only MLflow."""
+"""The job as a process of its own: Ctrl-C, Java's memory, and a caller that knows only MLflow."""
 
 import json
 import signal
 import subprocess
 import sys
 from pathlib import Path
+
+import pandas as pd
 
 from tests.conftest import SAMPLE_DATA
 
@@ -32,6 +34,25 @@ def test_ctrl_c_ends_the_job_at_once_and_leaves_nothing(
     assert said[-1] == "interrupted: the output is unchanged; run the same command to start again\n"
     assert all(line.startswith("scoring: ") for line in said[:-1])
     assert not list(output.glob("_delta_log/*.json"))
+
+
+def test_a_row_that_java_has_no_memory_for_is_one_line(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    source = tmp_path / "prompts.parquet"
+    pd.DataFrame({"prompt": ["word " * 12_000_000]}).to_parquet(source)
+    command = [sys.executable, "-m", "phi3_batch", "score", "--model", "models:/m"]
+    job = subprocess.run(
+        [*command, "--input", str(source), "--output", str(tmp_path / "out")],
+        env={**environment, "SPARK_DRIVER_MEMORY": "512m"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert job.returncode == 1
+    why = "Spark's driver JVM is gone (killed, or out of memory: spark.driver.memory)"
+    assert job.stderr.splitlines()[-1] == f"error: cannot read {source}: {why}"
+    assert "Traceback" not in job.stderr
 
 
 def test_spark_udf_without_our_code_gives_the_same_text(

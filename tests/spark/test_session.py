@@ -6,6 +6,8 @@ from pathlib import Path
 import pyspark
 from pyspark.sql import SparkSession
 
+from phi3_batch.machine import memory_bytes
+
 
 def artifact(jar: str) -> str:
     """A jar's name without its version."""
@@ -19,3 +21,9 @@ def test_delta_lake_comes_without_what_spark_has(spark: SparkSession) -> None:
     assert "io.delta" in {group for group, _, _ in fetched}
     assert "hadoop-client-api" in sparks
     assert not {artifact(name) for _, _, name in fetched} & sparks
+
+
+def test_the_jvm_may_grow_to_a_quarter_of_the_machine(spark: SparkSession) -> None:
+    most = spark.sparkContext._jvm.java.lang.Runtime.getRuntime().maxMemory()
+    wanted = min(max(memory_bytes() / 4, 2**30), 8 * 2**30)
+    assert 0.9 * wanted < most <= wanted  # Java leaves out a part that it copies into

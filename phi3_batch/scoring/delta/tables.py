@@ -17,10 +17,11 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, DataType, MapType, StructField, StructType
 
 from phi3_batch.errors import TableError
+from phi3_batch.scoring import session
 from phi3_batch.scoring.delta import input_files
 from phi3_batch.scoring.rows.columns import is_plain, named
 from phi3_batch.scoring.rows.values import as_json
-from phi3_batch.scoring.said import first_line
+from phi3_batch.scoring.said import JVM_IS_GONE, first_line
 
 # Delta keeps these out of column names unless a table has column mapping
 _REFUSED_BY_DELTA = re.compile(r"[ ,;{}()\n\t=]")
@@ -161,7 +162,7 @@ def open_input(
     Raises:
         TableError: there is no such table, view or file, or it cannot be read.
     """
-    with _one_line_errors("read", location):
+    with _one_line_errors(spark, "read", location):
         if location.file_format:
             rows = input_files.read_files(spark, location.path, location.file_format)
             path = normal_path(location.path)
@@ -195,7 +196,7 @@ def open_output(spark: SparkSession, location: Location) -> OutputTable:
             f"output {location.text} looks like a data file: completions go to a Delta table, so"
             " give the path of a folder or a table's name"
         )
-    with _one_line_errors("write", location):
+    with _one_line_errors(spark, "write", location):
         delta = _describe(spark, location)
         if delta is not None:
             _check_features(spark, location, delta)
@@ -374,11 +375,13 @@ def latest_version(spark: SparkSession, location: Location) -> int:
 
 
 @contextlib.contextmanager
-def _one_line_errors(verb: str, location: Location) -> Iterator[None]:
+def _one_line_errors(spark: SparkSession, verb: str, location: Location) -> Iterator[None]:
     """Turn Spark's and the JVM's errors into one line for the user."""
     try:
         yield
-    except (PySparkException, Py4JError) as error:
+    except (PySparkException, Py4JError, ConnectionError) as error:
+        if session.has_ended(spark):  # where the error is but what it left behind
+            raise TableError(f"cannot {verb} {location.text}: {JVM_IS_GONE}") from None
         is_no_name = isinstance(error, ParseException) and not location.is_path
         hint = f"; for a folder give ./{location.text}" if is_no_name else ""
         raise TableError(f"cannot {verb} {location.text}: {first_line(error)}{hint}") from None

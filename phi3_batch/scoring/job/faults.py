@@ -8,7 +8,7 @@ from py4j.protocol import Py4JError, Py4JJavaError
 
 from phi3_batch.errors import InputGoneError, RowErrorCode, ScoringError
 from phi3_batch.scoring.delta.tables import Location
-from phi3_batch.scoring.said import first_line
+from phi3_batch.scoring.said import JVM_IS_GONE, first_line
 
 
 class Fault(Enum):
@@ -154,7 +154,7 @@ def _of_the_machine(error: Exception) -> str | None:
     if any(words in text for words in _FULL_DISK_ANYWHERE):
         return _FULL_DISK
     if _jvm_is_gone(error):  # though a broken connection looks like a worker's end
-        return "Spark's driver JVM is gone (killed, or out of memory: spark.driver.memory)"
+        return JVM_IS_GONE
     if _raised(text):
         refused = [n for n in _ENDS_ANY_MODEL if f"[Errno {n:d}]" in text]
         return _REFUSED_NUMBERS[refused[0]] if refused else None
