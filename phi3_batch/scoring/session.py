@@ -93,13 +93,14 @@ def task_slots(spark: SparkSession) -> int:
     return max(1, cores // int(spark.conf.get("spark.task.cpus", "1") or 1))
 
 
-def has_ended(spark: SparkSession) -> bool:
-    """Whether the session's JVM is gone, or is about to be: Spark ends one that has no memory."""
-    try:
-        return bool(spark.sparkContext._jsc.sc().isStopped())
-    except PySparkAttributeError:  # over Spark Connect
+def has_ended() -> bool:
+    """Whether this process's JVM is gone, or about to be: Spark ends one that has no memory."""
+    context = SparkContext._active_spark_context
+    if context is None:  # none was started, or the session is over Spark Connect
         return False
-    except (Py4JError, OSError, AttributeError):  # nobody answers; or the context was stopped here
+    try:
+        return bool(context._jsc.sc().isStopped())
+    except (Py4JError, OSError):  # nobody answers
         return True
 
 

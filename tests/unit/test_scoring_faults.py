@@ -2,8 +2,10 @@
 
 import pytest
 from py4j.protocol import Py4JError, Py4JNetworkError
+from pyspark.errors import PySparkException
 
 from phi3_batch.errors import InputGoneError, RowErrorCode
+from phi3_batch.scoring import session
 from phi3_batch.scoring.delta.tables import Location
 from phi3_batch.scoring.job import faults
 from phi3_batch.scoring.job.faults import Fault, classify, why
@@ -71,6 +73,14 @@ def test_a_failure_is_known_by_what_spark_says_of_it(text: str, fault: Fault, sa
 def test_a_jvm_that_is_gone_is_said_to_be(error: Exception) -> None:
     assert classify(error) is Fault.FATAL
     assert why(error).startswith("Spark's driver JVM is gone (killed, or out of memory:")
+
+
+def test_what_a_jvm_says_at_its_end_is_not_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = Py4JError("An error occurred while calling o7.head. Trace:\nNullPointerException")
+    assert "gone" not in why(error)
+    monkeypatch.setattr(session, "has_ended", lambda: True)
+    assert why(error).startswith("Spark's driver JVM is gone (killed, or out of memory:")
+    assert "gone" in why(PySparkException("[INTERNAL_ERROR] java.lang.NullPointerException"))
     assert not isinstance(faults.failure(error, OUTPUT), InputGoneError)
 
 

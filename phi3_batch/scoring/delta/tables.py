@@ -162,7 +162,7 @@ def open_input(
     Raises:
         TableError: there is no such table, view or file, or it cannot be read.
     """
-    with _one_line_errors(spark, "read", location):
+    with _one_line_errors("read", location):
         if location.file_format:
             rows = input_files.read_files(spark, location.path, location.file_format)
             path = normal_path(location.path)
@@ -196,7 +196,7 @@ def open_output(spark: SparkSession, location: Location) -> OutputTable:
             f"output {location.text} looks like a data file: completions go to a Delta table, so"
             " give the path of a folder or a table's name"
         )
-    with _one_line_errors(spark, "write", location):
+    with _one_line_errors("write", location):
         delta = _describe(spark, location)
         if delta is not None:
             _check_features(spark, location, delta)
@@ -375,12 +375,12 @@ def latest_version(spark: SparkSession, location: Location) -> int:
 
 
 @contextlib.contextmanager
-def _one_line_errors(spark: SparkSession, verb: str, location: Location) -> Iterator[None]:
+def _one_line_errors(verb: str, location: Location) -> Iterator[None]:
     """Turn Spark's and the JVM's errors into one line for the user."""
     try:
         yield
     except (PySparkException, Py4JError, ConnectionError) as error:
-        if session.has_ended(spark):  # where the error is but what it left behind
+        if session.has_ended():  # where the error is but what it left behind
             raise TableError(f"cannot {verb} {location.text}: {JVM_IS_GONE}") from None
         is_no_name = isinstance(error, ParseException) and not location.is_path
         hint = f"; for a folder give ./{location.text}" if is_no_name else ""

@@ -7,6 +7,7 @@ from enum import Enum
 from py4j.protocol import Py4JError, Py4JJavaError
 
 from phi3_batch.errors import InputGoneError, RowErrorCode, ScoringError
+from phi3_batch.scoring import session
 from phi3_batch.scoring.delta.tables import Location
 from phi3_batch.scoring.said import JVM_IS_GONE, first_line
 
@@ -153,7 +154,9 @@ def _of_the_machine(error: Exception) -> str | None:
         return _REFUSED_NUMBERS[error.errno].format(error.filename or "a file")
     if any(words in text for words in _FULL_DISK_ANYWHERE):
         return _FULL_DISK
-    if _jvm_is_gone(error):  # though a broken connection looks like a worker's end
+    # though a broken connection looks like a worker's end, and what a JVM says at its own like
+    # a mistake of ours
+    if _jvm_is_gone(error) or session.has_ended():
         return JVM_IS_GONE
     if _raised(text):
         refused = [n for n in _ENDS_ANY_MODEL if f"[Errno {n:d}]" in text]
