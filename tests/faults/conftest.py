@@ -17,6 +17,7 @@ from tests.processes.conftest import model_uri as model_uri
 from tests.processes.conftest import store as store
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep these tests in one process of pytest-xdist: they fill the machine by themselves.
 
