@@ -36,7 +36,7 @@ test: lint $(VENV)/spark.jsa
 	$(BIN)/pytest --numprocesses 2 --dist loadgroup --durations 10
 
 faults: $(VENV)/spark.jsa
-	PHI3_BATCH_KILLS=200 PHI3_BATCH_RACES=20 $(BIN)/pytest --numprocesses 2 --dist loadgroup -rP \
+	PHI3_BATCH_KILLS=200 PHI3_BATCH_RACES=20 $(BIN)/pytest --numprocesses 2 --dist loadfile -rP \
 	  tests/faults tests/processes/test_spark_submit.py
 
 lint: $(VENV)/installed-test

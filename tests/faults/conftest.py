@@ -8,7 +8,6 @@ import pytest
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema
 
-from tests.conftest import IS_DEEP
 from tests.faults.harness import Workplace
 
 # the store of the tests that start processes, and the model over the embedded weights in it
@@ -17,16 +16,11 @@ from tests.processes.conftest import model_uri as model_uri
 from tests.processes.conftest import store as store
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep these tests in one process of pytest-xdist: they fill the machine by themselves.
-
-    Where 200 jobs are killed, that takes as long as all the others: it has a process of its own.
-    """
+    """Keep these tests in one process of pytest-xdist: they fill the machine by themselves."""
     for item in items:
         if "tests/faults/" in item.nodeid:
-            alone = IS_DEEP and item.path.name == "test_kills.py"
-            item.add_marker(pytest.mark.xdist_group("kills" if alone else "faults"))
+            item.add_marker(pytest.mark.xdist_group("faults"))
 
 
 @pytest.fixture(scope="session")

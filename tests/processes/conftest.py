@@ -12,7 +12,6 @@ from phi3_batch.models.log import log_chat_model, log_prompt_model
 from tests.conftest import TINY_MODEL
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep these tests in one process of pytest-xdist: they fill the machine by themselves."""
     for item in items:

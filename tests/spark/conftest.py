@@ -17,7 +17,6 @@ from tests.worker_log import WORKER_SITE
 REGISTERED = "phi3-tiny"
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep the tests of a file in one process of pytest-xdist; each process has one session."""
     for item in items:
