@@ -73,6 +73,7 @@ def test_a_failure_is_known_by_what_spark_says_of_it(text: str, fault: Fault, sa
 def test_a_jvm_that_is_gone_is_said_to_be(error: Exception) -> None:
     assert classify(error) is Fault.FATAL
     assert why(error).startswith("Spark's driver JVM is gone (killed, or out of memory:")
+    assert not isinstance(faults.failure(error, OUTPUT), InputGoneError)
 
 
 def test_what_a_jvm_says_at_its_end_is_not_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +82,6 @@ def test_what_a_jvm_says_at_its_end_is_not_the_reason(monkeypatch: pytest.Monkey
     monkeypatch.setattr(session, "has_ended", lambda: True)
     assert why(error).startswith("Spark's driver JVM is gone (killed, or out of memory:")
     assert "gone" in why(PySparkException("[INTERNAL_ERROR] java.lang.NullPointerException"))
-    assert not isinstance(faults.failure(error, OUTPUT), InputGoneError)
 
 
 def test_a_jvm_that_answers_is_not_gone() -> None:

@@ -62,7 +62,8 @@ class RowScorer:
         keys = [REQUEST_ID, COPY]
         columns = [*map(named, self.work.kept), *map(F.col, keys)]
         joined = rows.join(answers, on=keys, how="left").select(*columns, result.alias(_RESULT))
-        scored = joined.select(*columns, f"{_RESULT}.*")
+        # one with neither is left out, which the check at the end finds
+        scored = joined.where(F.col(_RESULT).isNotNull()).select(*columns, f"{_RESULT}.*")
         return scored.withColumnRenamed(REQUEST_ID, schema.REQUEST_ID)
 
     def number_copies(self, rows: DataFrame) -> DataFrame:
