@@ -16,13 +16,6 @@ from tests.processes.conftest import model_uri as model_uri
 from tests.processes.conftest import store as store
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep these tests in one process of pytest-xdist: they fill the machine by themselves."""
-    for item in items:
-        if "tests/faults/" in item.nodeid:
-            item.add_marker(pytest.mark.xdist_group("faults"))
-
-
 @pytest.fixture(scope="session")
 def noting_uri(store: Path) -> str:
     """The model of noting_model.py."""

@@ -12,13 +12,6 @@ from phi3_batch.models.log import log_chat_model, log_prompt_model
 from tests.conftest import TINY_MODEL
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep these tests in one process of pytest-xdist: they fill the machine by themselves."""
-    for item in items:
-        if "tests/processes/" in item.nodeid:
-            item.add_marker(pytest.mark.xdist_group("processes"))
-
-
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with an MLflow store of its own, used by this process while the tests run."""

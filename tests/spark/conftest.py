@@ -17,13 +17,6 @@ from tests.worker_log import WORKER_SITE
 REGISTERED = "phi3-tiny"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file in one process of pytest-xdist; each process has one session."""
-    for item in items:
-        if "tests/spark/" in item.nodeid:
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
-
-
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with a sqlite store, its artifacts, and all that Spark leaves behind."""
