@@ -205,7 +205,7 @@ def check_options(
     out = Path(out)
     try:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise InvalidParameterError(f"{out} is there already: give a folder for the build")
+            raise InvalidParameterError(f"{out} is there already: give a new folder for the build")
         above = next(folder for folder in out.resolve().parents if folder.exists())
     except OSError as error:
         raise InvalidParameterError(f"{out} cannot be written: {error}") from error

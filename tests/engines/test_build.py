@@ -563,7 +563,7 @@ def test_the_command_says_what_it_takes_and_what_the_build_says(target, capsys):
     )
     assert said.endswith("to 'What is the capital of Spain?': 'The capital of Spain is Madrid.'\n")
     assert main(["build", str(TINY_CHECKPOINT), str(target)]) == 1
-    assert capsys.readouterr().err.endswith("is there already: give a folder for the build\n")
+    assert capsys.readouterr().err.endswith("is there already: give a new folder for the build\n")
 
 
 def test_layers_in_8_bits_and_another_chat_format_are_told_and_run(

@@ -2,6 +2,8 @@
 
 import platform
 
+from packaging.requirements import Requirement
+
 from phi3_batch import doctor
 from phi3_batch.engines import spec
 
@@ -33,6 +35,9 @@ def test_a_package_of_another_version_is_named_with_its_remedy(monkeypatch):
     found = findings(monkeypatch, version=lambda name: "3.0.1" if name == "pandas" else real(name))
     assert not found["packages"].ok
     assert found["packages"].text == "pandas 3.0.1 is not supported: pip install 'pandas<3,>=2.2'"
+    advised = Requirement(found["packages"].text.split("'")[1])
+    assert advised.specifier.contains(real("pandas"))
+    assert not advised.specifier.contains("3.0.1")
 
 
 def test_a_missing_package_is_named_with_its_remedy(monkeypatch):
@@ -73,16 +78,20 @@ def test_a_container_with_little_memory_is_told(monkeypatch):
     assert found["memory"].text.startswith("2.0 GiB: too little for Phi-3-mini")
 
 
-def test_a_store_that_does_not_answer_is_named(monkeypatch):
+def test_a_store_that_does_not_answer_is_named_and_another_may_be_set(monkeypatch, tmp_path):
     import mlflow
 
     before = mlflow.get_tracking_uri()
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setattr(doctor, "_delta", lambda: "not started here")
-    mlflow.set_tracking_uri("http://127.0.0.1:9")
     try:
+        mlflow.set_tracking_uri("http://127.0.0.1:9")
         found = {finding.name: finding for finding in doctor.check_all()}
+        mlflow.set_tracking_uri(None)  # as in a new process, which the variable is read by
+        monkeypatch.setenv(found["model store"].text.split()[-1], f"sqlite:///{tmp_path}/mlflow.db")
+        then = {finding.name: finding for finding in doctor.check_all()}
     finally:
         mlflow.set_tracking_uri(before)
     assert not found["model store"].ok
     assert found["model store"].text.startswith("http://127.0.0.1:9 does not answer")
+    assert then["model store"] == ("model store", True, f"sqlite:///{tmp_path}/mlflow.db answers")
