@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from packaging.requirements import Requirement
 
+from phi3_batch import platforms
 from phi3_batch.engines.registry import CHECKPOINT_ENGINES, ONNX_ENGINES
 from phi3_batch.environment import check_java, check_python
 from phi3_batch.errors import EnvironmentProblemError, Phi3BatchError
@@ -32,6 +33,7 @@ def check_all() -> Iterator[Finding]:
     java = _try("java", lambda: str(check_java()))
     yield java
     yield _try("packages", _packages)
+    yield _try("platform", platforms.check)
     yield _try("engines", _engines)
     yield _try("processors", lambda: f"{processors()} for this process")
     yield _try("memory", _memory)
@@ -104,7 +106,8 @@ def _model_store() -> str:
 
 
 def _delta() -> str:
-    from phi3_batch.scoring.session import delta_package, get_session
+    from phi3_batch.scoring.session import get_session
+    from phi3_batch.scoring.start import delta_package
 
     get_session()
     return f"Spark runs with {delta_package()}"

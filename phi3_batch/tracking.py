@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib.metadata import version
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 
 import mlflow
 from mlflow.data.dataset import Dataset
@@ -23,9 +24,10 @@ from mlflow.data.meta_dataset import MetaDataset
 from mlflow.data.spark_dataset_source import SparkDatasetSource
 from mlflow.entities import LifecycleStage, LoggedModelInput, Run
 from mlflow.exceptions import MlflowException
-from py4j.protocol import Py4JError
 
+from phi3_batch.report import missing_packages
 from phi3_batch.report.figures import RunReport
+from phi3_batch.scoring.compat import JVM_GONE_ERRORS
 from phi3_batch.scoring.delta.tables import InputTable
 from phi3_batch.scoring.job.chunks import ScoredChunk
 from phi3_batch.scoring.job.plan import ScoringPlan
@@ -136,7 +138,7 @@ class ScoringRun:
             run_id = self._run.id
             self._calls.wait_for(lambda: _end(run_id, status), _LEAVE_S)
 
-    def record(self, plan: ScoringPlan, summary: Summary) -> str:
+    def record(self, plan: ScoringPlan, summary: Summary) -> str | None:
         """Log what the run has come to, and its report, and end the run.
 
         Args:
@@ -144,7 +146,7 @@ class ScoringRun:
             summary: of the job.
 
         Returns:
-            The report.
+            The report; None where what draws it is not installed.
         """
         run = self._run
         engines = _join(summary.engines, run.engines if run else "")
@@ -199,7 +201,7 @@ def scoring_run(plan: ScoringPlan, warn: Callable[[str], None]) -> Iterator[Scor
 
 def record_finished(
     plan: ScoringPlan, summary: Summary, warn: Callable[[str], None]
-) -> tuple[str, str | None]:
+) -> tuple[str | None, str | None]:
     """Make up for a record that an earlier process did not come to, where one is missing.
 
     A process that was killed after its last commit leaves a run that never ends, without a report;
@@ -211,12 +213,13 @@ def record_finished(
         warn: shows a line to the user.
 
     Returns:
-        The report, and the id of the run that was ended; None where there was nothing to do.
+        The report, None where what draws it is not installed; and the id of the run that was
+        ended, None where there was nothing to do.
     """
     calls = _Calls()
     runs, recorded = list[Run](), list[str]()
 
-    def render_for(run: Run | None) -> str:
+    def render_for(run: Run | None) -> str | None:
         run_id = run.info.run_id if run else plan.state.run_id or "-"
         engines = run.data.tags.get(_ENGINE_TAG, "") if run else ""
         return _render(plan, summary, run_id, engines)
@@ -392,7 +395,7 @@ def _start_in_place_of(plan: ScoringPlan, begun_as: str) -> Run:
     return mlflow.start_run(run_name=name, tags={_GOES_ON_WITH: begun_as})
 
 
-def _record(run: _MlflowRun, summary: Summary, engines: str, page: str) -> None:
+def _record(run: _MlflowRun, summary: Summary, engines: str, page: str | None) -> None:
     """Log what a run has come to, and end it."""
     progress, statistics = summary.progress, summary.statistics
     assert statistics is not None  # an interrupted job records nothing
@@ -421,13 +424,15 @@ def _record(run: _MlflowRun, summary: Summary, engines: str, page: str) -> None:
         "output_path": summary.output_path,
         _ENGINE_TAG: engines,
     }
-    failure = _try_each(
+    steps: list[Callable[[], object]] = [
         lambda: mlflow.log_metrics(
             metrics, model_id=run.model_id, dataset=run.dataset, run_id=run.id
         ),
         lambda: mlflow.set_tags({name: value for name, value in tags.items() if value != ""}),
-        lambda: mlflow.log_text(page, "report.html", run_id=run.id),
-    )
+    ]
+    if page is not None:
+        steps.append(partial(mlflow.log_text, page, "report.html", run_id=run.id))
+    failure = _try_each(*steps)
     if failure is None:  # last: it says that the record is whole
         mlflow.set_tag(_OUTCOME_TAG, summary.outcome.value)
     _end(run.id, "FINISHED")
@@ -450,7 +455,7 @@ def _end(run_id: str, status: str) -> None:
     """End a run, even where the JVM has died: MLflow asks the Spark session for its registry."""
     try:
         mlflow.end_run(status)
-    except (Py4JError, OSError):
+    except JVM_GONE_ERRORS:
         mlflow.MlflowClient(registry_uri=mlflow.get_tracking_uri()).set_terminated(run_id, status)
 
 
@@ -468,7 +473,9 @@ def _log_dataset(dataset: Dataset) -> None:
         mlflow.log_input(dataset, context="scoring")
 
 
-def _render(plan: ScoringPlan, summary: Summary, run_id: str, engines: str) -> str:
+def _render(plan: ScoringPlan, summary: Summary, run_id: str, engines: str) -> str | None:
+    if missing_packages():
+        return None
     from phi3_batch.report.page import render  # it imports matplotlib, which takes a second
 
     return render(_report(plan, summary, run_id, engines))
@@ -507,9 +514,18 @@ def _report(plan: ScoringPlan, summary: Summary, run_id: str, engines: str) -> R
             "output": f"version {summary.output_version}",
             "engine": engines or "-",
             "python": platform.python_version(),
-            **{name: version(name) for name in packages},
+            **_versions(packages),
         },
     )
+
+
+def _versions(packages: Iterable[str]) -> dict[str, str]:
+    """Versions of those packages that are installed under these names."""
+    found = {}
+    for name in packages:
+        with suppress(PackageNotFoundError):  # pyspark, where there is pyspark-client
+            found[name] = version(name)
+    return found
 
 
 def _model_in_store(model_id: str | None) -> str | None:

@@ -13,14 +13,14 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from phi3_batch import __version__
+from phi3_batch import __version__, platforms
 from phi3_batch.cli.console import err, out
 from phi3_batch.cli.log import log_app
 from phi3_batch.cli.manage import build, doctor, promote, verify
 from phi3_batch.cli.plan import plan
 from phi3_batch.cli.score import score
 from phi3_batch.cli.values import CheckedCommand
-from phi3_batch.errors import Phi3BatchError
+from phi3_batch.errors import EnvironmentProblemError, Phi3BatchError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -75,16 +75,21 @@ def _one_line(error: Exception) -> str | None:
     """What to tell the user, if it is for the user."""
     if isinstance(error, Phi3BatchError):
         return str(error)
+    if isinstance(error, ImportError):  # of a package of the platform's, that is missing or old
+        try:
+            platforms.check()
+        except EnvironmentProblemError as problem:
+            return str(problem)
+        return None
     from mlflow.exceptions import MlflowException
-    from py4j.protocol import Py4JError
-    from pyspark.errors import PySparkException
 
+    from phi3_batch.scoring.compat import SPARK_ERRORS
     from phi3_batch.scoring.job import faults
     from phi3_batch.scoring.said import first_line
 
     if isinstance(error, MlflowException):  # a store that does not answer, a name it refuses
         return f"MLflow: {first_line(error)}"
-    if isinstance(error, PySparkException | Py4JError):  # a file that has gone, a full disk
+    if isinstance(error, SPARK_ERRORS):  # a file that has gone, a full disk
         said = faults.why(error)
         return f"Spark: {said}" if said == first_line(error) else said
     if isinstance(error, OSError) and faults.is_of_the_machine(error):

@@ -17,6 +17,7 @@ from phi3_batch.cli.options import takes_job_options
 from phi3_batch.cli.progress import progress_display
 from phi3_batch.errors import EnvironmentProblemError, InvalidParameterError
 from phi3_batch.options import JobOptions
+from phi3_batch.report import missing_packages
 
 if TYPE_CHECKING:  # the commands import what they need: --help must not wait for pyspark
     from phi3_batch.scoring.job.plan import ScoringPlan
@@ -93,7 +94,7 @@ def score(
         if recorded:
             print_field("mlflow", f"run {recorded} has its record now")
         out.print("finished before: every row is in the output, nothing to do")
-        if report:
+        if report and page:
             _write_report(page, report)
         return
     budget = Budget(hours=max_hours, output_tokens=max_output_tokens)
@@ -113,7 +114,7 @@ def score(
             raise typer.Exit(143 if terminated else UNREAD if err.quiet else 130)
         page = run.record(planned, summary)
     _print_summary(planned, summary, run)
-    if report:
+    if report and page:
         _write_report(page, report)
     if summary.outcome is Outcome.OUT_OF_BUDGET:
         err.print(f"the budget is spent: {_how_to_go_on(summary)}")
@@ -156,8 +157,13 @@ def _check_report_file(file: Path) -> None:
     """See whether a report can be written to a file, and leave the file as it is.
 
     Raises:
+        EnvironmentProblemError: what draws a report is not installed.
         InvalidParameterError: it is a folder, or it cannot be written.
     """
+    if missing := missing_packages():
+        raise EnvironmentProblemError(
+            f"--report needs {' and '.join(missing)}: pip install 'phi3-batch[report]'"
+        )
     try:
         if file.exists():
             os.close(os.open(file, os.O_WRONLY | os.O_NONBLOCK))  # O_NONBLOCK: of a pipe too

@@ -23,10 +23,11 @@ from phi3_batch.models.weights import (
     MANIFEST_ARTIFACT,
     MODEL_ARTIFACT,
 )
+from phi3_batch.platforms import find_mlflow
 from phi3_batch.text import CHAT_TOKENS, missing_tokens
 
 # What the models import when they are loaded, beside what their engines do.
-_PACKAGES = ("mlflow", "tokenizers", "pandas", "numpy", "platformdirs", "filelock")
+_PACKAGES = ("tokenizers", "pandas", "numpy", "platformdirs", "filelock")
 
 _PROMPT_EXAMPLE = {PROMPT_INPUT: "<|user|>\nWhat is the capital of Spain?<|end|>\n<|assistant|>\n"}
 _CHAT_EXAMPLE = {
@@ -59,7 +60,7 @@ class Form:
     @property
     def requirements(self) -> list[str]:
         """What the model imports, pinned to the versions that are installed."""
-        pinned = [f"{name}=={version(name)}" for name in _PACKAGES]
+        pinned = [f"{name}=={version(name)}" for name in (find_mlflow(), *_PACKAGES)]
         for engine in self.engines:
             marker = " or ".join(f"platform_machine == '{name}'" for name in engine.machines)
             if engine.find_missing():  # of several: one of them has to be there

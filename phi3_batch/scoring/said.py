@@ -4,8 +4,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from py4j.protocol import Py4JError, Py4JJavaError
 from pyspark.errors import AnalysisException, PySparkException
+
+from phi3_batch.scoring import compat
 
 JVM_IS_GONE = "Spark's driver JVM is gone (killed, or out of memory: spark.driver.memory)"
 
@@ -40,32 +41,33 @@ _ABOUT_FILES = ("java.io.", "java.nio.", "java.net.", "org.apache.hadoop.")
 
 def first_line(error: Exception) -> str:
     """What an error says, without its stack, its SQL state, and values of rows."""
-    if isinstance(error, Py4JJavaError):
+    if isinstance(error, compat.JVM_EXCEPTIONS):
         return _of_jvm(error)
     # an analysis or a parser has seen no row
     if isinstance(error, PySparkException) and not isinstance(error, AnalysisException):
-        if error.getCondition() is None:
+        if not compat.condition(error):
             return type(error).__name__
-        return _without_values(error.getMessage(), error.getMessageParameters(), error)
+        return _without_values(compat.message(error), error.getMessageParameters(), error)
     return _first(str(error)) or type(error).__name__
 
 
-def _of_jvm(error: Py4JJavaError) -> str:
+def _of_jvm(error: Any) -> str:
     """The innermost exception that has Spark's form of a message, else the innermost's class."""
     try:
         thrown = list(_causes(error.java_exception))
         for cause in reversed(thrown):
             try:
                 parameters = dict(cause.getMessageParameters())
-            except Py4JError:  # not one of Spark's or Delta's
+                condition = compat.condition_in_jvm(cause)
+            except compat.JVM_ERRORS:  # not one of Spark's or Delta's
                 continue
-            if cause.getCondition() is not None:
+            if condition:
                 return _without_values(cause.getMessage(), parameters, error)
         name = thrown[-1].getClass().getName()
         if name.startswith(_ABOUT_FILES):
             return _first(thrown[-1].toString())
         return str(name)
-    except (Py4JError, OSError):  # the JVM has died since
+    except compat.JVM_GONE_ERRORS:  # the JVM has died since
         return type(error).__name__
 
 

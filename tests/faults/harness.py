@@ -295,12 +295,15 @@ def find_workers(ancestor: int) -> list[int]:
 def await_busy_worker(ancestor: int, job: "Job") -> int:
     """Wait for a Python worker that computes half a second long; returns its process id."""
     since: dict[int, float] = {}
+    before: dict[int, float] = {}
     while not job.ends_within(0.05):
         for pid in find_workers(ancestor):
             with contextlib.suppress(OSError):  # it has ended in the meantime
                 used_s = _processor_seconds(pid)
-                if used_s > since.setdefault(pid, used_s) + 0.5:
+                # and goes on to: it has not just come to its end
+                if before.get(pid, used_s) < used_s > since.setdefault(pid, used_s) + 0.5:
                     return pid
+                before[pid] = used_s
     raise AssertionError(job.words())
 
 

@@ -7,7 +7,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from phi3_batch.scoring.session import delta_package
+from phi3_batch.scoring.start import delta_package
 from tests.conftest import REPOSITORY, Sample, deep
 from tests.faults.harness import (
     Job,

@@ -9,7 +9,7 @@ from random import Random
 
 import mlflow
 
-from phi3_batch.scoring.session import delta_package
+from phi3_batch.scoring.start import delta_package
 from tests.conftest import REPOSITORY, Sample, deep
 from tests.faults.harness import (
     SEED,

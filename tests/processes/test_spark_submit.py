@@ -12,7 +12,7 @@ import pandas as pd
 import pyspark
 import pytest
 
-from phi3_batch.scoring.session import delta_package
+from phi3_batch.scoring.start import delta_package
 from tests.conftest import REPOSITORY, SAMPLE_DATA, Sample, deep
 from tests.worker_log import WORKER_SITE, engine_loads
 

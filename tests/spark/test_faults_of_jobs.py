@@ -5,7 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
+import pyspark
 import pytest
+from packaging.version import Version
 from pyspark.sql import DataFrame, SparkSession
 
 from phi3_batch.errors import ScoringError
@@ -103,6 +105,9 @@ def test_a_copy_that_is_damaged_on_its_way_to_the_workers_ends_the_job(
     assert not list((tmp_path / "out").glob("_delta_log/*.json"))  # nothing was committed
 
 
+@pytest.mark.skipif(
+    Version(pyspark.__version__) < Version("4.1"), reason="Spark ends no worker that hangs"
+)
 def test_a_row_that_hangs_is_found_and_costs_no_other(
     store: Path,
     write_prompts: WritePrompts,
@@ -112,7 +117,7 @@ def test_a_row_that_hangs_is_found_and_costs_no_other(
 ) -> None:
     # a worker that begins must be faster than this on a machine that is busy; few rows, so that
     # few workers have to be waited for
-    monkeypatch.setattr(idle_limit, "_HANG_SECONDS", 10)
+    monkeypatch.setattr(idle_limit, "_HANG_SECONDS", 15)
     monkeypatch.setattr(idle_limit, "_SECONDS_PER_TOKEN", 0)
     monkeypatch.setattr(idle_limit, "_SECONDS_PER_CHARACTER", 0)
     prompts = ["sound", "sound too", "endless"]

@@ -10,7 +10,7 @@ import pytest
 from pyspark.sql import SparkSession
 
 from phi3_batch.cli import main
-from phi3_batch.scoring.session import delta_package
+from phi3_batch.scoring.start import delta_package
 from tests.conftest import REPOSITORY, SAMPLE_DATA, Sample
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")

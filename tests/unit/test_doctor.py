@@ -1,6 +1,7 @@
 """The doctor names what is wrong, and goes on to the next check."""
 
 import platform
+import re
 
 from packaging.requirements import Requirement
 
@@ -19,7 +20,11 @@ def findings(monkeypatch, **replaced):
 def test_this_machine_is_sound(monkeypatch):
     found = findings(monkeypatch)
     assert all(finding.ok for finding in found.values()), found
-    assert "pyspark 4.2" in found["packages"].text
+    assert "pandas 2." in found["packages"].text
+    assert re.fullmatch(
+        r"pyspark [\d.]+, delta-spark [\d.]+, mlflow [\d.]+: tested together",
+        found["platform"].text,
+    )
 
 
 def test_without_java_delta_is_not_tried(monkeypatch):
@@ -42,13 +47,13 @@ def test_a_package_of_another_version_is_named_with_its_remedy(monkeypatch):
 
 def test_a_missing_package_is_named_with_its_remedy(monkeypatch):
     def version(name):
-        if name == "mlflow":
+        if name == "tokenizers":
             raise doctor.PackageNotFoundError(name)
         return real(name)
 
     real = doctor.version
     found = findings(monkeypatch, version=version)
-    assert found["packages"].text.startswith("mlflow is not installed: pip install 'mlflow")
+    assert found["packages"].text.startswith("tokenizers is not installed: pip install 'tokenizers")
 
 
 def test_an_engine_that_this_machine_has_not_is_named(monkeypatch):

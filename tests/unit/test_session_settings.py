@@ -2,7 +2,7 @@
 
 import pytest
 
-from phi3_batch.scoring.session import settings_to_add
+from phi3_batch.scoring.start import settings_to_add
 
 
 def test_a_cluster_runs_one_task_per_executor_with_all_its_cores() -> None:

@@ -16,12 +16,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
-import delta.exceptions as delta_errors
-from pyspark.errors import AnalysisException
+from pyspark.errors import AnalysisException, PySparkException
 from pyspark.sql import DataFrame, DataFrameWriter, SparkSession
 
 from phi3_batch.errors import ScoringError
 from phi3_batch.options import WriteMode
+from phi3_batch.scoring import compat
 from phi3_batch.scoring.delta import rivals
 from phi3_batch.scoring.delta.incremental import update_clause
 from phi3_batch.scoring.delta.ledger import Ledger, read_ledger
@@ -38,16 +38,6 @@ _SETTINGS = {
     "userMetadata": "spark.databricks.delta.commitInfo.userMetadata",
 }
 
-# What Delta raises when another writer's commit is in the way; the base class is not theirs.
-_CONFLICTS = (
-    delta_errors.ConcurrentAppendException,
-    delta_errors.ConcurrentDeleteDeleteException,
-    delta_errors.ConcurrentDeleteReadException,
-    delta_errors.ConcurrentTransactionException,
-    delta_errors.ConcurrentWriteException,
-    delta_errors.MetadataChangedException,
-    delta_errors.ProtocolChangedException,
-)
 _ATTEMPTS = 20
 
 _ALL = 1  # for rows changed, of a statement that changes all rows that it is given
@@ -231,7 +221,7 @@ class Committer:
         """Make, replace or extend the table."""
 
         def writer(rows: DataFrame) -> DataFrameWriter:
-            to_delta = rows.write.format("delta").mode("errorifexists" if mode == "error" else mode)
+            to_delta = rows.write.format("delta").mode(mode)
             if mode == "overwrite":
                 to_delta = to_delta.option("overwriteSchema", "true").partitionBy(*partitions)
             return to_delta
@@ -278,7 +268,7 @@ class Committer:
 
     def _session(self) -> SparkSession:
         if self._own_session is None:
-            session = self._spark.newSession()
+            session = compat.new_session(self._spark)
             # names of tables mean the same in both
             session.catalog.setCurrentCatalog(self._spark.catalog.currentCatalog())
             session.catalog.setCurrentDatabase(self._spark.catalog.currentDatabase())
@@ -331,8 +321,9 @@ def _unless_in_the_way() -> Iterator[None]:
     """Pass over what Delta raises where another commit has come between."""
     try:
         yield
-    except _CONFLICTS:
-        pass
-    except AnalysisException as error:
-        if not (error.getCondition() or "").endswith("_EXISTS"):  # the table, by now
+    except PySparkException as error:
+        is_there = isinstance(error, AnalysisException) and compat.condition(error).endswith(
+            "_EXISTS"
+        )  # the table, by now
+        if not is_there and not compat.is_in_the_way(error):
             raise

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -15,7 +16,8 @@ from pyspark.sql.types import StructField, StructType
 
 from phi3_batch.errors import TableError
 from phi3_batch.options import WriteMode
-from phi3_batch.scoring.delta.tables import LENGTH_LIMIT, OutputTable, delta_table
+from phi3_batch.scoring import compat
+from phi3_batch.scoring.delta.tables import LENGTH_LIMIT, OutputTable
 from phi3_batch.scoring.rows.columns import find_field, is_plain, named, quoted
 from phi3_batch.scoring.rows.schema import ALWAYS_THERE
 
@@ -213,11 +215,12 @@ def _stored_fields(spark: SparkSession, output: OutputTable) -> Iterable[StructF
     assert output.detail is not None  # it is there
     if not output.detail.features & {"generatedColumns", "identityColumns"}:
         return []
-    try:
-        table = delta_table(spark, output.location)._jdt
-        snapshot = table.deltaLog().unsafeVolatileSnapshot()
-    except AttributeError:
+    if compat.context_of(spark) is None:
         return []
+    from delta.tables import DeltaTable
+
+    table: Any = DeltaTable.forPath(spark, output.detail.path)
+    snapshot = table._jdt.deltaLog().unsafeVolatileSnapshot()
     return StructType.fromJson(json.loads(snapshot.metadata().schemaString()))
 
 

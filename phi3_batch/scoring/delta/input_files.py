@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -21,9 +22,10 @@ from pyspark.cloudpickle import register_pickle_by_value
 from pyspark.errors import AnalysisException
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql.types import ArrayType, DataType, StructField, StructType, VariantType
+from pyspark.sql.types import ArrayType, DataType, StructField, StructType
 
 from phi3_batch.errors import TableError
+from phi3_batch.scoring import compat
 from phi3_batch.scoring.delta import lines as lines_module
 from phi3_batch.scoring.delta.lines import OTHER_CONTENT, examine_csv, examine_json
 from phi3_batch.scoring.rows.columns import named
@@ -174,7 +176,9 @@ def _read_json(spark: SparkSession, path: str) -> DataFrame:
     rows = read()
     loose = StructType(
         [
-            _with_loose_content(field) if OTHER_CONTENT in columns[field.name] else field
+            _with_loose_content(field, *columns[field.name][OTHER_CONTENT])
+            if OTHER_CONTENT in columns[field.name]
+            else field
             for field in rows.schema
             if field.name in columns
         ]
@@ -218,13 +222,19 @@ def _columns(parts: Iterable[_Part]) -> dict[str, dict[str, _At]]:
     return columns
 
 
-def _with_loose_content(field: StructField) -> StructField:
+def _with_loose_content(field: StructField, file: str, line: int) -> StructField:
     """A column of messages whose contents are read as whatever each of them is."""
     turns = field.dataType
     if not isinstance(turns, ArrayType) or not isinstance(turns.elementType, StructType):
         return field
+    if not compat.VARIANT_TYPES:
+        raise TableError(
+            f"column {field.name!r} has a content that is no text in line {line:,} of {file}:"
+            f" Spark {version('pyspark')} cannot read such contents beside texts, 4.0 and later can"
+        )
+    [variant] = compat.VARIANT_TYPES
     parts = [
-        StructField(part.name, VariantType() if part.name == _CONTENT else part.dataType)
+        StructField(part.name, variant() if part.name == _CONTENT else part.dataType)
         for part in turns.elementType
     ]
     return StructField(field.name, ArrayType(StructType(parts)))
@@ -292,7 +302,7 @@ def _read_parquet(spark: SparkSession, path: str) -> DataFrame:
     try:
         return spark.read.parquet(path, mergeSchema=True)
     except AnalysisException as error:
-        if error.getCondition() == "UNABLE_TO_INFER_SCHEMA":
+        if compat.condition(error) == "UNABLE_TO_INFER_SCHEMA":
             raise TableError(f"{_name(path)} has no Parquet file in it") from error
         raise
 

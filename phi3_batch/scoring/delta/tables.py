@@ -9,15 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from delta.tables import DeltaTable
-from py4j.protocol import Py4JError
-from pyspark.errors import AnalysisException, ParseException, PySparkException
+from pyspark.errors import AnalysisException, ParseException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, DataType, MapType, StructField, StructType
 
 from phi3_batch.errors import TableError
-from phi3_batch.scoring import session
+from phi3_batch.scoring import compat, session
 from phi3_batch.scoring.delta import input_files
 from phi3_batch.scoring.rows.columns import is_plain, named
 from phi3_batch.scoring.rows.values import as_json
@@ -231,13 +229,6 @@ def table_path(spark: SparkSession, location: Location) -> str:
     return delta.path if delta else ""
 
 
-def delta_table(spark: SparkSession, location: Location) -> DeltaTable:
-    """A Delta table that is there, for what Delta does with it beside reading and writing."""
-    if location.is_path:
-        return DeltaTable.forPath(spark, location.path)
-    return DeltaTable.forName(spark, location.text)
-
-
 def read_table(spark: SparkSession, location: Location) -> DataFrame:
     """A Delta table as it is now."""
     if location.is_path:
@@ -280,7 +271,7 @@ def check_types(rows: DataFrame, fields: Iterable[StructField]) -> None:
             trial = rows.select(named(field.name).alias("column"), F.lit(0).alias("other")).limit(0)
             try:
                 trial.write.format("delta").save(f"file://{folder}/table")
-            except (PySparkException, Py4JError) as error:
+            except compat.SPARK_ERRORS as error:
                 raise TableError(
                     f"Delta does not store column {field.name!r}, which is"
                     f" {field.dataType.simpleString()}: leave it out with --keep"
@@ -336,7 +327,7 @@ def _describe(spark: SparkSession, location: Location) -> TableDetail | None:
     try:
         detail = spark.sql(f"DESCRIBE DETAIL {location.sql}").head()
     except AnalysisException as error:
-        if (error.getCondition() or "").startswith(_NOT_A_DELTA_TABLE):
+        if compat.condition(error).startswith(_NOT_A_DELTA_TABLE):
             return None
         raise
     assert detail is not None  # one row for a table
@@ -357,8 +348,8 @@ def _check_features(spark: SparkSession, location: Location, detail: TableDetail
     if detail.features <= _FEATURES:
         return
     try:  # a statement that changes nothing, and makes no commit
-        delta_table(spark, location).delete("false")
-    except (PySparkException, Py4JError) as error:
+        spark.sql(f"DELETE FROM {location.sql} WHERE false")  # noqa: S608 (a quoted name)
+    except compat.SPARK_ERRORS as error:
         if "DELTA_UNSUPPORTED_FEATURES" in str(error) or "PROTOCOL" in str(error):
             unknown = ", ".join(sorted(detail.features - _FEATURES))
             raise TableError(
@@ -379,7 +370,7 @@ def _one_line_errors(verb: str, location: Location) -> Iterator[None]:
     """Turn Spark's and the JVM's errors into one line for the user."""
     try:
         yield
-    except (PySparkException, Py4JError, ConnectionError) as error:
+    except compat.JOB_ERRORS as error:
         if session.has_ended():  # where the error is but what it left behind
             raise TableError(f"cannot {verb} {location.text}: {JVM_IS_GONE}") from None
         is_no_name = isinstance(error, ParseException) and not location.is_path

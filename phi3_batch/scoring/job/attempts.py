@@ -10,10 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from threading import Lock
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
-from py4j.protocol import Py4JError
-from pyspark.errors import PySparkException
-
 from phi3_batch.errors import ScoringError
+from phi3_batch.scoring.compat import JOB_ERRORS, SPARK_ERRORS
 from phi3_batch.scoring.delta.tables import Location
 from phi3_batch.scoring.job import faults
 from phi3_batch.scoring.job.faults import Fault
@@ -44,7 +42,7 @@ class Work(Protocol[Result]):
         """Do it for all, without asking those that are blamed.
 
         Raises:
-            PySparkException, Py4JError, OSError: it failed; nothing of it was written.
+            JOB_ERRORS: it failed; nothing of it was written.
         """
 
     def requests(self, blamed: Blamed) -> Sequence[str]:
@@ -54,7 +52,7 @@ class Work(Protocol[Result]):
         """Ask neighbouring ones of the requests, no blamed one between them, and write nothing.
 
         Raises:
-            PySparkException, Py4JError: it failed.
+            SPARK_ERRORS: it failed.
         """
 
 
@@ -108,7 +106,7 @@ def persist(work: Work[Result], limit: CrashLimit, output: Location) -> Done[Res
     while True:
         try:
             return Done(work.attempt(blamed), retries)
-        except (PySparkException, Py4JError, OSError) as error:
+        except JOB_ERRORS as error:
             retries += 1
             fault = faults.classify(error)
             if fault not in _OF_ROWS_OR_CHANCE:
@@ -140,7 +138,7 @@ def _search(
         trials += 1
         try:
             work.try_some(some, blamed)
-        except (PySparkException, Py4JError) as failure:
+        except SPARK_ERRORS as failure:
             if faults.classify(failure) in _OF_ROWS_OR_CHANCE:
                 return True
             raise faults.failure(failure, output) from failure

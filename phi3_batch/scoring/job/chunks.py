@@ -11,10 +11,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from py4j.protocol import Py4JError
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from phi3_batch.scoring.compat import JVM_GONE_ERRORS
 from phi3_batch.scoring.job.attempts import CrashLimit, persist
 from phi3_batch.scoring.job.cut import Chunk
 from phi3_batch.scoring.job.plan import ScoringPlan
@@ -131,7 +131,7 @@ def _kept(rows: DataFrame) -> Iterator[DataFrame]:
     try:
         yield rows.persist()
     finally:
-        with suppress(Py4JError, OSError):  # of a JVM that has died
+        with suppress(*JVM_GONE_ERRORS):  # of a JVM that has died
             rows.unpersist()
 
 

@@ -4,10 +4,9 @@ import errno
 import re
 from enum import Enum
 
-from py4j.protocol import Py4JError, Py4JJavaError
-
 from phi3_batch.errors import InputGoneError, RowErrorCode, ScoringError
 from phi3_batch.scoring import session
+from phi3_batch.scoring.compat import JVM_ERRORS, JVM_EXCEPTIONS
 from phi3_batch.scoring.delta.tables import Location
 from phi3_batch.scoring.said import JVM_IS_GONE, first_line
 
@@ -174,8 +173,8 @@ def _of_the_machine(error: Exception) -> str | None:
 
 def _jvm_is_gone(error: Exception) -> bool:
     # An error of the JVM's own has its exception, or its trace; without either nobody answers.
-    from_jvm = isinstance(error, Py4JJavaError) or "Trace:" in str(error)
-    return isinstance(error, Py4JError | ConnectionError) and not from_jvm
+    from_jvm = isinstance(error, JVM_EXCEPTIONS) or "Trace:" in str(error)
+    return isinstance(error, (*JVM_ERRORS, ConnectionError)) and not from_jvm
 
 
 def _ours(text: str) -> str | None:

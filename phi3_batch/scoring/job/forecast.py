@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pandas as pd
-from py4j.protocol import Py4JError
-from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession, Window
 from pyspark.sql import functions as F
 
 from phi3_batch.errors import ScoringError
+from phi3_batch.scoring.compat import SPARK_ERRORS
 from phi3_batch.scoring.job import faults
 from phi3_batch.scoring.job.plan import ScoringPlan
 from phi3_batch.scoring.rows.score import RowScorer
@@ -167,7 +166,7 @@ def _pilot(spark: SparkSession, plan: ScoringPlan, work: Work) -> Pilot:
             if len(sample) == 1:
                 return Pilot(1, for_one, None)
             for_all, tokens = timed(sample)
-    except (PySparkException, Py4JError) as error:
+    except SPARK_ERRORS as error:
         raise ScoringError(f"the pilot failed: {faults.why(error)}") from None
     # what both jobs cost to start goes out of the difference
     seconds = max(for_all - for_one, 0.0) / (len(sample) - 1)

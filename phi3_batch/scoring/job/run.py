@@ -9,13 +9,12 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import partial
 
-from py4j.protocol import Py4JError
-from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from phi3_batch.errors import InputGoneError, ScoringError, SupersededError
 from phi3_batch.scoring import session
+from phi3_batch.scoring.compat import JOB_ERRORS, JVM_GONE_ERRORS
 from phi3_batch.scoring.delta import tables
 from phi3_batch.scoring.delta.balance import Balance, compare_run
 from phi3_batch.scoring.delta.ledger import Ledger
@@ -28,6 +27,7 @@ from phi3_batch.scoring.rows import schema
 from phi3_batch.scoring.rows.udf import engines_in_use, worker_settings
 
 _TICK_S = 0.5
+_ENDS_THE_RUN: tuple[type[Exception], ...] = (ScoringError, *JOB_ERRORS)
 
 
 class Outcome(Enum):
@@ -226,7 +226,7 @@ class _Job:
             self._drop_running()
             return Outcome.INTERRUPTED
         # OSError is what a JVM that has died looks like from here
-        except (ScoringError, PySparkException, Py4JError, OSError) as error:
+        except _ENDS_THE_RUN as error:
             self._drop_running()
             failed = (
                 error
@@ -267,7 +267,7 @@ class _Job:
     def _drop_running(self) -> None:
         """Stop what is in flight; a chunk that had reached its commit is done all the same."""
         while self._running:
-            with suppress(Py4JError, OSError):  # of a JVM that has died
+            with suppress(*JVM_GONE_ERRORS):  # of a JVM that has died
                 self._pool.cancel()  # again and again: a job may have been about to start
             done, self._running = wait(self._running, _TICK_S)
             for future in done:

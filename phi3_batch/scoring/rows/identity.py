@@ -13,15 +13,16 @@ from collections.abc import Mapping, Sequence
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import (
+    DataType,
     DoubleType,
     FloatType,
     StringType,
     StructType,
     TimestampNTZType,
     TimestampType,
-    VariantType,
 )
 
+from phi3_batch.scoring.compat import VARIANT_TYPES
 from phi3_batch.scoring.rows.columns import find_field, typed
 from phi3_batch.scoring.rows.requests import TURNS_TYPE, has_turns, turns_of
 from phi3_batch.scoring.rows.values import TEXT_TYPES, as_json, as_text, has_timestamps
@@ -81,7 +82,10 @@ def rendering(schema: StructType, columns: Sequence[str]) -> dict[str, str]:
     the double of the same digits, and a variant's JSON for its text. Other columns keep their ids.
     """
     fields = [find_field(schema, name) for name in columns]
-    changed = (TimestampType, TimestampNTZType, FloatType, VariantType)
+    changed: tuple[type[DataType], ...] = (
+        *(TimestampType, TimestampNTZType, FloatType),
+        *VARIANT_TYPES,
+    )
     is_changed = any(field and isinstance(field.dataType, changed) for field in fields)
     return {"values": "exact, in UTC"} if is_changed else {}
 
@@ -135,7 +139,7 @@ def _value_digest(schema: StructType, name: str) -> Column:
     elif isinstance(kind, FloatType):
         # a parameter is a double, and that of a float is none of the same digits
         text = as_json([(name, column.cast("double"), DoubleType())], nulls=True)
-    elif isinstance(kind, VariantType):
+    elif isinstance(kind, VARIANT_TYPES):
         text = as_json([(name, as_text(column, kind), StringType())], nulls=True)
     else:
         text = as_json([(name, column, kind)], nulls=True)

@@ -15,6 +15,7 @@ from pyspark.sql.types import ArrayType, DataType, MapType, StringType, StructFi
 from phi3_batch.contract import MESSAGES_INPUT, PROMPT_INPUT, STREAM
 from phi3_batch.errors import RowErrorCode
 from phi3_batch.generation import MOST_STOP_CHARACTERS, MOST_STOP_STRINGS, TOO_MUCH_STOP
+from phi3_batch.scoring.compat import is_valid_utf8
 from phi3_batch.scoring.rows.columns import find_field
 
 # What Spark calls the types of the parameters that a chat may have for itself.
@@ -87,9 +88,7 @@ def prompt_requests(prompt: Column, *, most_bytes: int | None = None) -> RowRequ
     """
     refusal = F.coalesce(
         refuse(prompt.isNull(), RowErrorCode.NULL_PROMPT, "the prompt is null"),
-        refuse(
-            ~F.is_valid_utf8(prompt), RowErrorCode.INVALID_TEXT, "the prompt is not valid UTF-8"
-        ),
+        refuse(~is_valid_utf8(prompt), RowErrorCode.INVALID_TEXT, "the prompt is not valid UTF-8"),
         *_refuse_longer(F.array(prompt), most_bytes),
         refuse(
             ~prompt.rlike(r"(?U)\S"),
@@ -132,9 +131,7 @@ def chat_requests(
             "has no content, or some that is not text",
         ),
         refuse_first(
-            lambda message: (
-                ~(F.is_valid_utf8(message["role"]) & F.is_valid_utf8(message["content"]))
-            ),
+            lambda message: ~(is_valid_utf8(message["role"]) & is_valid_utf8(message["content"])),
             RowErrorCode.INVALID_TEXT,
             "is not valid UTF-8",
         ),
@@ -143,7 +140,7 @@ def chat_requests(
         not_a_number = F.isnan(params["temperature"].cast("double"))
         refusals.append(_refuse_parameter(not_a_number, "temperature is not a number"))
     if "stop" in params:
-        bad_stop = F.exists(params["stop"], lambda text: text.isNull() | ~F.is_valid_utf8(text))
+        bad_stop = F.exists(params["stop"], lambda text: text.isNull() | ~is_valid_utf8(text))
         refusals.append(_refuse_parameter(bad_stop, "stop has a null or invalid UTF-8 in it"))
         too_much_stop = (F.size(params["stop"]) > MOST_STOP_STRINGS) | F.exists(
             params["stop"], lambda text: F.length(text) > MOST_STOP_CHARACTERS

@@ -145,7 +145,7 @@ def failed_chat(error: Column) -> Column:
     reason = F.concat_ws(REASON_SEPARATOR, error["code"], error["message"])
     zero = F.lit(0)
     return F.struct(
-        F.concat(F.lit("chatcmpl-"), F.uuid()),
+        F.concat(F.lit("chatcmpl-"), F.expr("uuid()")),
         F.lit(ERROR_OBJECT),
         F.unix_timestamp(),
         F.lit(""),
@@ -182,7 +182,7 @@ def _unless_failed(
 ) -> dict[str, Column]:
     """Result columns of a model that says of each row whether it failed."""
     # a prompt that was too long was still counted
-    prompt_tokens = F.nullif(counts["prompt_tokens"], F.lit(0).cast("long"))
+    prompt_tokens = F.when(counts["prompt_tokens"] != 0, counts["prompt_tokens"])
     of_answered = {name: F.when(~failed, column) for name, column in (counts | answer).items()}
     error = F.when(failed, error)
     return _nulls() | of_answered | {"prompt_tokens": prompt_tokens, "error": error}

@@ -8,9 +8,7 @@ from typing import Any, NamedTuple
 
 import mlflow
 import pandas as pd
-from py4j.protocol import Py4JError
 from pyspark.cloudpickle import register_pickle_by_value
-from pyspark.errors import PySparkException
 from pyspark.sql import Column, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.functions import pandas_udf
@@ -25,6 +23,7 @@ from phi3_batch.contract import (
     loaded_engine,
 )
 from phi3_batch.errors import EnvironmentProblemError, InvalidParameterError
+from phi3_batch.scoring.compat import JVM_GONE_ERRORS, SPARK_ERRORS
 from phi3_batch.scoring.rows import schema
 from phi3_batch.scoring.rows.columns import named
 from phi3_batch.scoring.rows.idle_limit import IDLE_LIMIT, first_limit
@@ -147,7 +146,7 @@ def worker_settings(spark: SparkSession, model: ScoringModel, heaviest_s: float)
     try:
         yield
     finally:
-        with suppress(Py4JError, OSError):  # of a JVM that has died, which has no settings
+        with suppress(*JVM_GONE_ERRORS):  # of a JVM that has died, which has no settings
             for name, old in before.items():
                 if old is None:
                     spark.conf.unset(name)
@@ -174,7 +173,7 @@ def engines_in_use(spark: SparkSession, slots: int) -> set[str]:
     ask = pandas_udf(engine, "string")  # type: ignore[call-overload]  # its stubs know no iterators
     try:
         rows = spark.range(0, slots, 1, slots).select(ask(F.col("id"))).collect()
-    except (PySparkException, Py4JError):  # a note in the run's record, and the run is done
+    except SPARK_ERRORS:  # a note in the run's record, and the run is done
         return set()
     return {row[0] for row in rows if row[0]}
 

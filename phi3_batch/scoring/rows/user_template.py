@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 from pyspark.sql import Column
 from pyspark.sql import functions as F
-from pyspark.sql.types import AtomicType, BinaryType, SpatialType, StructType
+from pyspark.sql.types import AtomicType, BinaryType, StructType
 
 from phi3_batch.errors import InvalidParameterError, RowErrorCode, TableError
+from phi3_batch.scoring.compat import SPATIAL_TYPES
 from phi3_batch.scoring.rows import columns
 from phi3_batch.scoring.rows.hidden import hide
 from phi3_batch.scoring.rows.requests import refuse
@@ -71,7 +72,7 @@ class UserTemplate:
                     f" {', '.join(table.fieldNames())}"
                 )
             kind = field.dataType
-            if not isinstance(kind, AtomicType) or isinstance(kind, BinaryType | SpatialType):
+            if not isinstance(kind, AtomicType) or isinstance(kind, (BinaryType, *SPATIAL_TYPES)):
                 raise TableError(
                     f"the user template names {name!r}, which is {kind.simpleString()}:"
                     " it takes text, numbers, dates and the like"

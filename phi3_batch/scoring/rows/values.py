@@ -24,14 +24,16 @@ from pyspark.sql.types import (
     TimestampNTZType,
     TimestampType,
     VarcharType,
-    VariantType,
 )
+
+from phi3_batch.scoring.compat import VARIANT_TYPES, is_valid_utf8
 
 # How Spark sees a column of text: CHAR and VARCHAR are types of their own in some sessions.
 TEXT_TYPES = (StringType, CharType, VarcharType)
 # What to_json writes in full, in any session.
 _WHOLE_IN_JSON = (NumericType, BooleanType, BinaryType)
 _REPLACEMENT = "\ufffd"
+_DAY_MICROS = 24 * 60 * 60 * 1_000_000
 
 
 def as_text(column: Column, kind: DataType) -> Column:
@@ -42,12 +44,16 @@ def as_text(column: Column, kind: DataType) -> Column:
     """
     if isinstance(kind, TimestampType):
         # not by way of local time, where an hour may come twice
-        epoch = F.lit("1970-01-01").cast("timestamp_ntz")
-        column = F.timestamp_add("MICROSECOND", F.unix_micros(column), epoch)
+        micros = F.unix_micros(column)
+        of_day = F.pmod(micros, F.lit(_DAY_MICROS))
+        days = ((micros - of_day) / _DAY_MICROS).cast("int")
+        seconds = (of_day.cast("decimal(20)") / F.lit(1_000_000)).cast("decimal(18,6)")
+        since = F.make_dt_interval(days, F.lit(0), F.lit(0), seconds)
+        column = F.lit("1970-01-01").cast("timestamp_ntz") + since
     elif isinstance(kind, DecimalType):
         digits = "0." + "0" * kind.scale if kind.scale > 0 else "0"
         return F.call_function("format_number", column, F.lit(digits))
-    elif isinstance(kind, VariantType):
+    elif isinstance(kind, VARIANT_TYPES):
         has_instants = F.schema_of_variant(column).contains("TIMESTAMP")
         in_utc = F.btrim(F.to_json(column, {"timeZone": "UTC"}), F.lit('"'))
         return F.when(has_instants, in_utc).otherwise(column.cast("string"))
@@ -81,7 +87,7 @@ def _exact(column: Column, kind: DataType) -> Column:
             # Bytes that are no text are written as their numbers, behind a mark; so are the texts
             # that begin with the mark, which cannot be mistaken for them then.
             text = column.cast("string")
-            is_itself = F.is_valid_utf8(text) & ~F.startswith(text, F.lit(_REPLACEMENT))
+            is_itself = is_valid_utf8(text) & ~F.startswith(text, F.lit(_REPLACEMENT))
             numbers = F.concat(F.lit(_REPLACEMENT), F.hex(text))
             return F.when(is_itself, text).otherwise(numbers)
         case ArrayType():
@@ -94,7 +100,7 @@ def _exact(column: Column, kind: DataType) -> Column:
                 _exact(column.getField(part.name), part.dataType).alias(part.name) for part in kind
             ]
             return F.when(column.isNotNull(), F.struct(*fields))
-        case AtomicType() if not isinstance(kind, VariantType):
+        case AtomicType() if not isinstance(kind, VARIANT_TYPES):
             return as_text(column, kind)
     return column
 
