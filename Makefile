@@ -1,5 +1,6 @@
 # make demo   the whole way on the embedded model: log, register, score, look
 # make test   lint, types, import rules, and every test but those of make faults
+# make test-spark VERSION=3.5   the tests of Spark jobs on another Spark: 3.5 to 4.2, connect
 # make faults what takes long: 200 kills of real jobs, 40 races of two, executors and workers killed
 # make bench  every engine on a random model of real layer shapes; bench-short takes minutes
 #
@@ -14,10 +15,10 @@ unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test faults lint bench bench-short clean
+.PHONY: help demo test test-spark faults lint bench bench-short clean
 
 help:
-	@sed -n '1,4s/^# //p' Makefile
+	@sed -n '1,5s/^# //p' Makefile
 
 demo: $(VENV)/installed
 	@$(BIN)/python jobs/demo.py
@@ -28,18 +29,49 @@ demo: $(VENV)/installed
 SHORT_LIVED := -XX:TieredStopAtLevel=1 -XX:+UseSerialGC -XX:ReservedCodeCacheSize=256m \
   -Dspark.sql.codegen.wholeStage=false -Dspark.sql.codegen.factoryMode=NO_CODEGEN
 # what an archive does not fit, a JVM ignores; it need not say so in what tests read
-test faults: export JDK_JAVA_OPTIONS := $(SHORT_LIVED) \
+test test-spark faults: export JDK_JAVA_OPTIONS := $(SHORT_LIVED) \
   -XX:SharedArchiveFile="$(abspath $(VENV)/spark.jsa)" -Xlog:disable
-# two test processes on two processors: threads that wait for each other would take ten times as long
-test faults: export OMP_NUM_THREADS := 1
+# More test processes than processors, for each of them waits at times; threads that wait for each
+# other would take ten times as long.
+test test-spark faults: export OMP_NUM_THREADS := 1
 # a file in one process, for its tests share what they make; in the order of names, for pytest-xdist
 # would take the files with the most tests first, which are the quick ones
-TWO_FILES := --numprocesses 2 --dist loadfile --no-loadscope-reorder
+FILES := --dist loadfile --no-loadscope-reorder
 test: lint $(VENV)/spark.jsa
-	$(BIN)/pytest $(TWO_FILES) --durations 10
+	$(BIN)/pytest --numprocesses 3 $(FILES) --durations 10
+
+# What platforms ship with each Spark, as far as it can be had; what is not named is that of $(VENV).
+SPARK_3.5 := pyspark==3.5.7 delta-spark==3.3.2 mlflow==3.0.1 sqlalchemy==2.0.* \
+  numpy==1.26.4 pandas==2.2.3 pyarrow==15.0.2
+SPARK_4.0 := pyspark==4.0.1 delta-spark==4.0.0 mlflow==3.0.1 sqlalchemy==2.0.*
+SPARK_4.1 := pyspark==4.1.1 delta-spark==4.1.0 mlflow==3.8.1
+SPARK_4.2 := pyspark==4.2.0 delta-spark==4.4.0
+# Over Spark Connect: a client without Java, and that of $(VENV) as the server.
+SPARK_connect := pyspark-client==4.2.0
+TESTS_connect := tests/connect
+ifeq ($(MAKECMDGOALS)$(SPARK_$(VERSION)),test-spark)
+  $(error give VERSION=3.5, 4.0, 4.1, 4.2 or connect)
+endif
+test-spark: $(VENV)/spark-$(VERSION)/installed
+	$(<D)/bin/python -m pytest --numprocesses 3 $(FILES) --durations 10 \
+	  $(or $(TESTS_$(VERSION)),tests/spark tests/processes tests/faults)
+
+$(VENV)/spark-connect/installed: $(VENV)/installed-test Makefile
+	@$(PYTHON) -m venv --clear $(@D)
+	@$(@D)/bin/pip install --quiet --no-compile --constraint constraints.txt --editable . \
+	  mlflow pytest pytest-xdist hypothesis transformers $(SPARK_connect)
+	@touch $@
+
+$(VENV)/spark-%/installed: $(VENV)/installed-test Makefile
+	@$(PYTHON) -m venv --clear $(@D)
+	@cd $(VENV)/lib/*/site-packages && pwd > $(abspath $(@D))/those-of-venv.pth
+	@mv $(@D)/those-of-venv.pth $(@D)/lib/*/site-packages
+	@$(@D)/bin/pip install --quiet --no-compile $(patsubst %,'%',$(SPARK_$*))
+	@$(@D)/bin/pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
 
 faults: $(VENV)/spark.jsa
-	PHI3_BATCH_KILLS=200 PHI3_BATCH_RACES=20 $(BIN)/pytest $(TWO_FILES) -rP \
+	PHI3_BATCH_KILLS=200 PHI3_BATCH_RACES=20 $(BIN)/pytest --numprocesses 2 $(FILES) -rP \
 	  tests/faults tests/processes/test_spark_submit.py
 
 lint: $(VENV)/installed-test
@@ -72,7 +104,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -m phi3_batch.environment
 	@echo "installing into $(VENV) (the first time takes some minutes)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(INSTALL) .
+	@$(INSTALL) '.[local]'
 	@touch $@
 
 $(VENV)/installed-%: $(VENV)/installed

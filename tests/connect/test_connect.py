@@ -1,0 +1,148 @@
+"""Whole jobs over Spark Connect, from a client that has neither Java nor py4j."""
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+from pyspark.sql import DataFrame, SparkSession
+
+from phi3_batch.cli import main
+from tests.conftest import Sample
+from tests.faults.harness import (
+    SEED,
+    Workplace,
+    chunk_commits,
+    compare,
+    distinct_rows,
+)
+from tests.spark.test_other_models import log
+from tests.spark.test_runs import OUT_OF_BUDGET
+from tests.spark.test_runs import said as said
+from tests.spark.test_score import score
+
+Said = Callable[[], dict[str, str]]
+
+
+@pytest.fixture
+def write(spark: SparkSession, tmp_path: Path) -> Callable[..., str]:
+    """Write rows as a Delta table; returns its path."""
+
+    def write(rows: list[Any], columns: str, mode: str = "error", name: str = "in") -> str:
+        path = str(tmp_path / name)
+        spark.createDataFrame(rows, columns).write.format("delta").mode(mode).save(path)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def read(spark: SparkSession) -> Callable[[str], DataFrame]:
+    return lambda path: spark.read.format("delta").load(path)
+
+
+Write = Callable[..., str]
+Read = Callable[[str], DataFrame]
+PROMPTS = "id string, prompt string"
+
+
+def test_there_is_no_jvm_on_this_side(spark: SparkSession) -> None:
+    assert find_spec("py4j") is None
+    assert type(spark).__module__.startswith("pyspark.sql.connect")
+
+
+def test_a_table_of_prompts_is_stopped_resumed_and_checked(
+    model_uri: str, samples: list[Sample], write: Write, read: Read, said: Said, tmp_path: Path
+) -> None:
+    rows = [(sample.id, sample.prompt) for sample in samples] + [("none", None)]
+    source, output = write(rows, PROMPTS), str(tmp_path / "out")
+    assert score(model_uri, source, output, "--max-output-tokens", "1") == OUT_OF_BUDGET
+    there = read(output).count()
+    assert 0 < there < len(rows)
+    said()
+    assert score(model_uri, source, output) == 0
+    fields = said()
+    assert fields["scored"].startswith(f"{len(rows) - there} rows in ")
+    assert fields["engine"].startswith("openvino-genai ")
+    assert main(["verify", "--input", source, "--output", output]) == 0
+    assert said()["check"] == "336 in, 336 out, 0 missing, 0 doubled, 0 orphaned"
+    answers = {row["id"]: row["completion"] for row in read(output).collect()}
+    assert answers == {sample.id: sample.answer for sample in samples} | {"none": None}
+    assert score(model_uri, source, output, "--mode", "overwrite", "--limit", "5") == 0
+    assert read(output).count() == 5
+
+
+def test_a_table_of_chats_with_ids_is_brought_up_to_date(
+    chat_uri: str, write: Write, read: Read, said: Said, tmp_path: Path
+) -> None:
+    columns = "id string, country string"
+    countries = ["Spain", "France", "Peru"]
+    source, output = write([(name, name) for name in countries], columns), str(tmp_path / "out")
+    ask = ("--id", "id", "--user-template", "What is the capital of {country}?")
+    assert score(chat_uri, source, output, *ask) == 0
+    before = {row["id"]: row for row in read(output).collect()}
+    assert before["Spain"]["completion"] == "The capital of Spain is Madrid."
+
+    write([("Italy", "Italy"), ("Peru", "Chile"), ("Spain", "Spain")], columns, "overwrite")
+    said()
+    assert score(chat_uri, source, output, *ask, "--delete-removed") == 0
+    assert said()["changes"].startswith("1 new, 1 changed, 0 failed before, 1 unchanged")
+    after = {row["id"]: row for row in read(output).collect()}
+    assert set(after) == {"Italy", "Peru", "Spain"}
+    assert after["Spain"] == before["Spain"]
+    assert after["Peru"]["completion"] != before["Peru"]["completion"]
+
+
+@pytest.mark.parametrize(
+    ("model", "prompt", "code"),
+    [("choking", "poison", "engine_error"), ("quoting", "deadly", "worker_crashed")],
+)
+def test_a_bad_row_costs_no_other(
+    model: str,
+    prompt: str,
+    code: str,
+    spark: SparkSession,
+    write: Write,
+    read: Read,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    rows = [(str(number), f"filler {number}") for number in range(20)] + [("bad", prompt)]
+    output = str(tmp_path / "out")
+    assert score(log(model), write(rows, PROMPTS), output) == 0
+    errors = {row["id"]: row["error"] for row in read(output).collect()}
+    assert errors.pop("bad")["code"] == code
+    assert set(errors.values()) == {None}
+    assert prompt not in "".join(capfd.readouterr())
+
+
+def test_a_job_that_is_killed_is_resumed(
+    model_uri: str, server: str, workplace: Workplace, write: Write, samples: list[Sample]
+) -> None:
+    rows = distinct_rows(samples, 900)
+    columns = "id long, sample string, language string, prompt string"
+    source = write([tuple(row.values()) for row in rows], columns)
+    output = workplace.folder / "out"
+    command = ("--model", model_uri, "--input", source, "--output", output)
+    job = workplace.start(*command, SPARK_REMOTE=server)
+    assert job.await_progress(lambda done, _: done > 0), job.words()
+    assert not job.ends_within(Random(SEED).uniform(0, 2)), job.words()
+    job.kill()
+    assert 0 < sum(commit.rows for commit in chunk_commits(output)) < 900
+
+    job = workplace.start(*command, SPARK_REMOTE=server)
+    assert job.finish() == 0, job.words()
+    assert job.field("check") == "900 in, 900 out, 0 missing, 0 doubled, 0 orphaned"
+    assert compare(rows, output, {sample.prompt: sample.answer for sample in samples}).ok
+
+
+def test_a_server_that_is_gone_is_one_line(model_uri: str, workplace: Workplace) -> None:
+    job = workplace.start(
+        *("--model", model_uri, "--input", "in", "--output", "out"),
+        SPARK_REMOTE="sc://127.0.0.1:9",
+    )
+    assert job.finish() == 1, job.words()
+    assert job.stderr[-1].startswith("error: ")
+    assert "Traceback" not in job.words()
