@@ -117,7 +117,7 @@ def test_a_row_that_hangs_is_found_and_costs_no_other(
 ) -> None:
     # a worker that begins must be faster than this on a machine that is busy; few rows, so that
     # few workers have to be waited for
-    monkeypatch.setattr(idle_limit, "_HANG_SECONDS", 15)
+    monkeypatch.setattr(idle_limit, "_HANG_SECONDS", 10)
     monkeypatch.setattr(idle_limit, "_SECONDS_PER_TOKEN", 0)
     monkeypatch.setattr(idle_limit, "_SECONDS_PER_CHARACTER", 0)
     prompts = ["sound", "sound too", "endless"]

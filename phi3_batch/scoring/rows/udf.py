@@ -44,6 +44,8 @@ _WORKER_ENV = _NO_DATA_IN_ERRORS | {TIME_LIMITS_VARIABLE: "1"}
 # what asks for the engine travels to the workers, whatever release is there
 register_pickle_by_value(contract)  # type: ignore[no-untyped-call]
 
+_TASKS_TO_ASK = 4  # on a slot: so many idle workers are asked, one after the other
+
 _KILL_IDLE = "spark.sql.execution.pyspark.udf.killOnIdleTimeout"
 
 _RESULT_TYPES: dict[ModelKind, StructType | str] = {
@@ -157,8 +159,9 @@ def worker_settings(spark: SparkSession, model: ScoringModel, heaviest_s: float)
 def engines_in_use(spark: SparkSession, slots: int) -> set[str]:
     """Names and versions of the engines that Python workers have loaded, as they wait for work.
 
-    Spark gives the tasks of this small job to the workers that have just scored. It asks, and
-    loads nothing: where no worker is left, the answer is empty.
+    Spark gives the tasks of this small job to idle workers, the one that has waited longest first,
+    and those that have just scored are among them. It asks, and loads nothing: where no worker is
+    left, the answer is empty.
 
     Args:
         spark: the session, within :func:`worker_settings`.
@@ -172,7 +175,8 @@ def engines_in_use(spark: SparkSession, slots: int) -> set[str]:
 
     ask = pandas_udf(engine, "string")  # type: ignore[call-overload]  # its stubs know no iterators
     try:
-        rows = spark.range(0, slots, 1, slots).select(ask(F.col("id"))).collect()
+        tasks = _TASKS_TO_ASK * slots
+        rows = spark.range(0, tasks, 1, tasks).select(ask(F.col("id"))).collect()
     except SPARK_ERRORS:  # a note in the run's record, and the run is done
         return set()
     return {row[0] for row in rows if row[0]}
