@@ -4,6 +4,7 @@ Nothing else in the package touches ``sparkContext``, so that the rest runs over
 """
 
 import os
+import socket
 import threading
 import uuid
 from collections.abc import Callable
@@ -19,6 +20,8 @@ from phi3_batch.errors import EnvironmentProblemError, TableError
 from phi3_batch.scoring import compat
 
 _REMOTE_VARIABLE = "SPARK_REMOTE"  # Spark's own, the address of a Spark Connect server
+_DEFAULT_PORT = 15002  # Spark's
+_ANSWER_S = 30
 
 Result = TypeVar("Result")
 
@@ -32,7 +35,7 @@ def get_session() -> SparkSession:
 
     Raises:
         EnvironmentProblemError: Java is missing or too old, or Delta's jars cannot be had; only
-            pyspark-client is installed, and SPARK_REMOTE is not set.
+            pyspark-client is installed, and SPARK_REMOTE is not set, or no server answers there.
     """
     compat.quiet_query_loggers()
     session = SparkSession.getActiveSession() or _start()
@@ -41,7 +44,9 @@ def get_session() -> SparkSession:
 
 
 def _start() -> SparkSession:
-    if os.environ.get(_REMOTE_VARIABLE):
+    if remote := os.environ.get(_REMOTE_VARIABLE):
+        if remote.startswith("sc://"):  # not local[2], a server that pyspark starts
+            _check_server(remote)
         return SparkSession.builder.getOrCreate()
     if not compat.JVM_ERRORS:
         raise EnvironmentProblemError(
@@ -51,6 +56,19 @@ def _start() -> SparkSession:
     from phi3_batch.scoring.start import start_session
 
     return start_session()
+
+
+def _check_server(remote: str) -> None:
+    """See that a server answers: pyspark would try for ten minutes."""
+    try:
+        parts = urlsplit(remote)
+        place = parts.hostname or "", parts.port or _DEFAULT_PORT
+        socket.create_connection(place, timeout=_ANSWER_S).close()
+    except (OSError, ValueError) as error:
+        raise EnvironmentProblemError(
+            f"no Spark Connect server answers at {_REMOTE_VARIABLE} ({error}): give it as"
+            " sc://HOST:PORT"
+        ) from error
 
 
 def task_slots(spark: SparkSession) -> int:

@@ -144,5 +144,5 @@ def test_a_server_that_is_gone_is_one_line(model_uri: str, workplace: Workplace)
         SPARK_REMOTE="sc://127.0.0.1:9",
     )
     assert job.finish() == 1, job.words()
-    assert job.stderr[-1].startswith("error: ")
+    assert job.stderr[-1].startswith("error: no Spark Connect server answers at SPARK_REMOTE (")
     assert "Traceback" not in job.words()
