@@ -66,7 +66,7 @@ $(VENV)/spark-%/installed: $(VENV)/installed-test Makefile
 	@cd $(VENV)/lib/*/site-packages && pwd > $(abspath $(@D))/those-of-venv.pth
 	@mv $(@D)/those-of-venv.pth $(@D)/lib/*/site-packages
 	@$(@D)/bin/pip install --quiet --no-compile $(patsubst %,'%',$(SPARK_$*))
-	@$(@D)/bin/pip install --quiet --no-deps --no-build-isolation --editable .
+	@$(@D)/bin/pip install --quiet --no-deps --editable .
 	@touch $@
 
 faults: $(VENV)/spark.jsa

@@ -9,7 +9,7 @@ from packaging.requirements import Requirement
 
 from phi3_batch import platforms
 from phi3_batch.engines.registry import CHECKPOINT_ENGINES, ONNX_ENGINES
-from phi3_batch.environment import check_java, check_python
+from phi3_batch.environment import REMOTE_VARIABLE, check_java, check_python
 from phi3_batch.errors import EnvironmentProblemError, Phi3BatchError
 from phi3_batch.machine import memory_bytes, processors
 from phi3_batch.words import first_line
@@ -30,15 +30,21 @@ class Finding(NamedTuple):
 def check_all() -> Iterator[Finding]:
     """Run every check, yielding each finding as it is known; none of them raises."""
     yield _try("python", check_python)
+    is_remote = bool(os.environ.get(REMOTE_VARIABLE))
     java = _try("java", lambda: str(check_java()))
-    yield java
+    if not is_remote:  # else it is the server that needs it
+        yield java
     yield _try("packages", _packages)
     yield _try("platform", platforms.check)
     yield _try("engines", _engines)
     yield _try("processors", lambda: f"{processors()} for this process")
     yield _try("memory", _memory)
     yield _try("model store", _model_store)
-    yield _try("delta", _delta) if java.ok else Finding("delta", False, "not tried without Java")
+    yield (
+        _try("delta", _delta)
+        if java.ok or is_remote
+        else Finding("delta", False, "not tried without Java")
+    )
 
 
 def _try(name: str, check: Callable[[], str]) -> Finding:
@@ -106,8 +112,12 @@ def _model_store() -> str:
 
 
 def _delta() -> str:
+    from phi3_batch.scoring.compat import context_of
     from phi3_batch.scoring.session import get_session
+
+    spark = get_session()
+    if context_of(spark) is None:
+        return f"Spark {spark.version} has it, over Spark Connect"  # an address may have a token
     from phi3_batch.scoring.start import delta_package
 
-    get_session()
     return f"Spark runs with {delta_package()}"

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from phi3_batch.errors import EnvironmentProblemError
 
+REMOTE_VARIABLE = "SPARK_REMOTE"  # Spark's own, the address of a Spark Connect server
 MINIMUM_JAVA = 17
 MINIMUM_PYTHON = (3, 11)
 

@@ -16,10 +16,10 @@ from urllib.parse import urlsplit
 from pyspark.errors import AnalysisException
 from pyspark.sql import SparkSession
 
+from phi3_batch.environment import REMOTE_VARIABLE
 from phi3_batch.errors import EnvironmentProblemError, TableError
 from phi3_batch.scoring import compat
 
-_REMOTE_VARIABLE = "SPARK_REMOTE"  # Spark's own, the address of a Spark Connect server
 _DEFAULT_PORT = 15002  # Spark's
 _ANSWER_S = 30
 
@@ -44,7 +44,7 @@ def get_session() -> SparkSession:
 
 
 def _start() -> SparkSession:
-    if remote := os.environ.get(_REMOTE_VARIABLE):
+    if remote := os.environ.get(REMOTE_VARIABLE):
         if remote.startswith("sc://"):  # not local[2], a server that pyspark starts
             _check_server(remote)
         return SparkSession.builder.getOrCreate()
@@ -65,8 +65,10 @@ def _check_server(remote: str) -> None:
         place = parts.hostname or "", parts.port or _DEFAULT_PORT
         socket.create_connection(place, timeout=_ANSWER_S).close()
     except (OSError, ValueError) as error:
+        # what urlsplit says may quote the address, and a token in it
+        why = getattr(error, "strerror", None) or type(error).__name__
         raise EnvironmentProblemError(
-            f"no Spark Connect server answers at {_REMOTE_VARIABLE} ({error}): give it as"
+            f"no Spark Connect server answers at {REMOTE_VARIABLE} ({why}): give it as"
             " sc://HOST:PORT"
         ) from error
 

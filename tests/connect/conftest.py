@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from pyspark.sql import SparkSession
 
-from phi3_batch.scoring import compat
 from phi3_batch.scoring.session import get_session
 from tests.conftest import REPOSITORY
 from tests.faults.conftest import workplace as workplace
@@ -34,14 +33,6 @@ _SETTINGS = {
     "spark.ui.enabled": "false",
 }
 _PATIENCE_S = 120
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """These need an environment of their own: a client that has no JVM."""
-    if compat.JVM_ERRORS:
-        for item in items:
-            if Path(__file__).parent in item.path.parents:
-                item.add_marker(pytest.mark.skip(reason="in `make test-spark VERSION=connect`"))
 
 
 @pytest.fixture(scope="session")

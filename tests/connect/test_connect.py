@@ -10,6 +10,7 @@ import pytest
 from pyspark.sql import DataFrame, SparkSession
 
 from phi3_batch.cli import main
+from phi3_batch.scoring.compat import JVM_ERRORS
 from tests.conftest import Sample
 from tests.faults.harness import (
     SEED,
@@ -24,6 +25,9 @@ from tests.spark.test_runs import said as said
 from tests.spark.test_score import score
 
 Said = Callable[[], dict[str, str]]
+
+# they need an environment of their own
+pytestmark = pytest.mark.skipif(bool(JVM_ERRORS), reason="in `make test-spark VERSION=connect`")
 
 
 @pytest.fixture

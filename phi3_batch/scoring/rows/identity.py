@@ -82,10 +82,8 @@ def rendering(schema: StructType, columns: Sequence[str]) -> dict[str, str]:
     the double of the same digits, and a variant's JSON for its text. Other columns keep their ids.
     """
     fields = [find_field(schema, name) for name in columns]
-    changed: tuple[type[DataType], ...] = (
-        *(TimestampType, TimestampNTZType, FloatType),
-        *VARIANT_TYPES,
-    )
+    of_all = (TimestampType, TimestampNTZType, FloatType)
+    changed: tuple[type[DataType], ...] = (*of_all, *VARIANT_TYPES)
     is_changed = any(field and isinstance(field.dataType, changed) for field in fields)
     return {"values": "exact, in UTC"} if is_changed else {}
 
