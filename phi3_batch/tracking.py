@@ -149,7 +149,7 @@ class ScoringRun:
             The report; None where what draws it is not installed.
         """
         run = self._run
-        engines = _join(summary.engines, run.engines if run else "")
+        engines = _join(summary.progress.engines, run.engines if run else "")
         page = _render(plan, summary, self.run_id, engines)
         if run is not None:
             failure = self._calls.wait_for(lambda: _record(run, summary, engines, page), _END_S)

@@ -211,8 +211,8 @@ def _print_summary(plan: "ScoringPlan", summary: "Summary", run: "ScoringRun") -
         print_field("tokens in", f"{statistics.prompt_tokens:,}")
         print_field("tokens out", f"{statistics.completion_tokens:,}")
         print_field("speed", f"{progress.tokens_per_second:,.1f} tokens generated per second")
-    if summary.engines:
-        print_field("engine", ", ".join(sorted(summary.engines)))
+    if summary.progress.engines:
+        print_field("engine", ", ".join(sorted(summary.progress.engines)))
     if summary.balance:
         print_field("check", str(summary.balance))
     print_field("table", f"{summary.output_path} (version {summary.output_version})")

@@ -10,7 +10,7 @@ from phi3_batch.options import JobOptions
 from phi3_batch.scoring.job.asked import ScoreOptions
 from phi3_batch.scoring.rows.model import ScoringModel, check_params, find_model, load_model
 from phi3_batch.scoring.rows.score import COPY, RowScorer
-from phi3_batch.scoring.rows.udf import ModelUdf, model_udf, worker_settings
+from phi3_batch.scoring.rows.udf import ENGINE, ModelUdf, model_udf, worker_settings
 from phi3_batch.scoring.rows.work import with_request_ids, with_requests
 
 Generation = tuple[tuple[str, Any], ...]
@@ -36,7 +36,7 @@ def complete(table: DataFrame, model: str, **options: Any) -> list[Row]:
     scorer = RowScorer(work, _udf(model, generation), asked.keep_response)
     with worker_settings(table.sparkSession, loaded, 60.0):
         scored = scorer.score(scorer.number_copies(work.rows), tasks=2, blamed={})
-        return scored.drop(COPY).collect()
+        return scored.drop(COPY, ENGINE).collect()
 
 
 @cache

@@ -6,6 +6,7 @@ attempts.py.
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from phi3_batch.scoring.rows import schema
 from phi3_batch.scoring.rows.columns import named
 from phi3_batch.scoring.rows.idle_limit import IdleLimit
 from phi3_batch.scoring.rows.score import COPY, Blamed, RowScorer
-from phi3_batch.scoring.rows.udf import model_udf
+from phi3_batch.scoring.rows.udf import ENGINE, model_udf
 from phi3_batch.scoring.rows.work import BUCKET, REFUSAL, REQUEST_ID, Work
 
 # Writes a chunk's rows, and returns whether it did; else another driver has.
@@ -41,6 +42,7 @@ class ScoredChunk:
         errors: rows with an error, by code.
         retries: Spark jobs that failed or were run to find out why.
         by_us: whether this process wrote it; else another driver did.
+        engines: names and versions of those that have answered.
     """
 
     chunk: Chunk
@@ -49,6 +51,7 @@ class ScoredChunk:
     errors: Mapping[str, int] = field(default_factory=dict)
     retries: int = 0
     by_us: bool = True
+    engines: frozenset[str] = frozenset()
 
 
 class ChunkScorer:
@@ -103,6 +106,7 @@ class ChunkScorer:
             attempt.errors,
             retries,
             attempt.by_us,
+            attempt.engines,
         )
 
     def ask(self, rows: DataFrame, requests: int, slots: int) -> DataFrame:
@@ -110,7 +114,7 @@ class ChunkScorer:
         return self._rows.ask(rows, self._tasks(requests, slots))
 
     def answer(self, rows: DataFrame, requests: int, slots: int, blamed: Blamed) -> DataFrame:
-        """The output's rows, with COPY."""
+        """The output's rows, with COPY and ENGINE."""
         scored = self._rows.score(rows, self._tasks(requests, slots), blamed).withColumns(
             {
                 "model": F.lit(self._plan.job.model.resolved_uri),
@@ -119,7 +123,7 @@ class ChunkScorer:
                 "scored_at": F.current_timestamp(),
             }
         )
-        return scored.select(*map(named, self._plan.columns), COPY)
+        return scored.select(*map(named, self._plan.columns), COPY, ENGINE)
 
     def _tasks(self, requests: int, slots: int) -> int:
         return count_tasks(requests, slots, self._seconds_per_request)
@@ -142,12 +146,14 @@ class _Attempt(NamedTuple):
         seconds: of scoring, the commit apart.
         errors: rows with an error, by code.
         tokens: that were generated.
+        engines: that have answered.
         by_us: whether this process has written it.
     """
 
     seconds: float
     errors: Mapping[str, int]
     tokens: int
+    engines: frozenset[str]
     by_us: bool
 
 
@@ -174,8 +180,9 @@ class _ChunkWork:
         scored = self.scorer.answer(self.rows, self.count, self.slots, blamed)
         scored = scored.localCheckpoint()  # what is read from it does not run the model again
         seconds = time.monotonic() - started
-        errors, tokens = _count(scored)
-        return _Attempt(seconds, errors, tokens, self.commit(scored.drop(COPY)))
+        errors, tokens, engines = _count(scored)
+        by_us = self.commit(scored.drop(COPY, ENGINE))
+        return _Attempt(seconds, errors, tokens, engines, by_us)
 
     def requests(self, blamed: Blamed) -> list[str]:
         ids = F.col(REQUEST_ID)
@@ -191,13 +198,22 @@ class _ChunkWork:
         return self.rows.where(F.col(REFUSAL).isNull() & ~F.col(REQUEST_ID).isin(*blamed))
 
 
-def _count(scored: DataFrame) -> tuple[dict[str, int], int]:
-    """Rows with an error by code, and the tokens that were generated: for copies, once."""
+def _count(scored: DataFrame) -> tuple[dict[str, int], int, frozenset[str]]:
+    """Rows with an error by code; tokens that were generated, for copies once; the engines."""
     code = F.col("error")["code"]
     once = scored.groupBy(named(schema.REQUEST_ID), COPY, code.alias("code")).agg(
-        F.count(F.lit(1)).alias("rows"), F.max("completion_tokens").alias("tokens")
+        F.count(F.lit(1)).alias("rows"),
+        F.max("completion_tokens").alias("tokens"),
+        F.max(ENGINE).alias("engine"),
     )
-    counted = once.groupBy("code").agg(F.sum("rows").alias("rows"), F.sum("tokens").alias("tokens"))
-    found = counted.collect()
-    errors = {row["code"]: row["rows"] for row in found if row["code"]}
-    return errors, sum(row["tokens"] or 0 for row in found)
+    found = (
+        once.groupBy("code", "engine")
+        .agg(F.sum("rows").alias("rows"), F.sum("tokens").alias("tokens"))
+        .collect()
+    )
+    errors = Counter[str]()
+    for row in found:
+        if row["code"]:
+            errors[row["code"]] += row["rows"]
+    tokens = sum(row["tokens"] or 0 for row in found)
+    return dict(errors), tokens, frozenset(row["engine"] for row in found if row["engine"])

@@ -5,7 +5,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
 
@@ -24,7 +24,7 @@ from phi3_batch.scoring.job.plan import ScoringPlan
 from phi3_batch.scoring.job.statistics import Statistics
 from phi3_batch.scoring.job.writer import RunWriter
 from phi3_batch.scoring.rows import schema
-from phi3_batch.scoring.rows.udf import engines_in_use, worker_settings
+from phi3_batch.scoring.rows.udf import worker_settings
 
 _TICK_S = 0.5
 _ENDS_THE_RUN: tuple[type[Exception], ...] = (ScoringError, *JOB_ERRORS)
@@ -72,6 +72,7 @@ class Progress:
         retries: Spark jobs that failed, or were run to find out why.
         chunks_done: committed.
         seconds: of scoring.
+        engines: names and versions of those that have answered, as far as the model tells.
     """
 
     rows: int
@@ -84,6 +85,7 @@ class Progress:
     retries: int = 0
     chunks_done: int = 0
     seconds: float = 0.0
+    engines: set[str] = field(default_factory=set)
 
     def add(self, scored: ScoredChunk) -> None:
         """Count a chunk that is committed."""
@@ -95,6 +97,7 @@ class Progress:
             self.requests_done += scored.chunk.requests
             self.generated_tokens += scored.generated_tokens
             self.errors.update(scored.errors)
+            self.engines |= scored.engines
             self.chunks_done += 1
 
     @property
@@ -121,8 +124,6 @@ class Summary:
         statistics: of all of the run that is in the output; None where it was interrupted.
         output_version: of the Delta table.
         output_path: where the table is.
-        engines: names and versions of those that answered in this process's tasks, as far as
-            they could be asked.
     """
 
     outcome: Outcome
@@ -131,7 +132,6 @@ class Summary:
     statistics: Statistics | None
     output_version: int | None
     output_path: str
-    engines: frozenset[str] = frozenset()
 
 
 def run_scoring(
@@ -167,10 +167,7 @@ def run_scoring(
             stack.enter_context(worker_settings(spark, plan.work.model, plan.heaviest_s))
         job = _Job(spark, plan, run_id, budget, progress, on_progress, on_chunk)
         outcome = job.run()
-        scored = outcome is not Outcome.INTERRUPTED and progress.requests_done
-        engines = engines_in_use(spark, plan.slots) if scored else set()
-    summary = _summarize(spark, plan, job.seen, outcome, progress)
-    return replace(summary, engines=frozenset(engines))
+    return _summarize(spark, plan, job.seen, outcome, progress)
 
 
 class _Job:

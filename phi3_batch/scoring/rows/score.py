@@ -10,7 +10,7 @@ from phi3_batch.errors import RowErrorCode
 from phi3_batch.scoring.rows import identity, schema
 from phi3_batch.scoring.rows.columns import OURS, named
 from phi3_batch.scoring.rows.requests import refuse
-from phi3_batch.scoring.rows.udf import ModelUdf
+from phi3_batch.scoring.rows.udf import ENGINE, ModelUdf
 from phi3_batch.scoring.rows.work import EXISTING, REFUSAL, REQUEST_ID, Work
 
 # The number of a row among those of the same request. What is scored has it too: rows with the
@@ -46,7 +46,7 @@ class RowScorer:
 
         Returns:
             What is kept of the rows, what the model answered or why there is no answer, their
-            request ids, and COPY.
+            request ids, COPY, and ENGINE: what has answered, as far as it tells.
         """
         if blamed:
             named_errors = [
@@ -55,15 +55,20 @@ class RowScorer:
             ]
             rows = rows.withColumn(REFUSAL, F.coalesce(F.col(REFUSAL), *named_errors))
         answers = self.ask(rows, tasks).select(
-            REQUEST_ID, COPY, F.struct(*self._answer_columns()).alias(_RESULT)
+            REQUEST_ID,
+            COPY,
+            F.struct(*self._answer_columns()).alias(_RESULT),
+            F.col(_RESULT)[ENGINE].alias(ENGINE),
         )
         refusal = F.struct(*self._added(schema.columns_from_error(F.col(REFUSAL))))
         result = F.when(F.col(REFUSAL).isNull(), F.col(_RESULT)).otherwise(refusal)
         keys = [REQUEST_ID, COPY]
         columns = [*map(named, self.work.kept), *map(F.col, keys)]
-        joined = rows.join(answers, on=keys, how="left").select(*columns, result.alias(_RESULT))
+        joined = rows.join(answers, on=keys, how="left").select(
+            *columns, ENGINE, result.alias(_RESULT)
+        )
         # one with neither is left out, which the check at the end finds
-        scored = joined.where(F.col(_RESULT).isNotNull()).select(*columns, f"{_RESULT}.*")
+        scored = joined.where(F.col(_RESULT).isNotNull()).select(*columns, ENGINE, f"{_RESULT}.*")
         return scored.withColumnRenamed(REQUEST_ID, schema.REQUEST_ID)
 
     def number_copies(self, rows: DataFrame) -> DataFrame:
@@ -103,7 +108,7 @@ class RowScorer:
         return int(total[0] or 0) if total else 0
 
     def _answer_columns(self) -> list[Column]:
-        return self._added(self.udf.read(F.col(_RESULT)))
+        return self._added(self.udf.read(F.col(_RESULT).dropFields(ENGINE)))
 
     def _added(self, columns: Mapping[str, Column]) -> list[Column]:
         # a response that is not kept must not meet an input column of that name

@@ -12,7 +12,7 @@ from pyspark.cloudpickle import register_pickle_by_value
 from pyspark.sql import Column, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.functions import pandas_udf
-from pyspark.sql.types import StructType
+from pyspark.sql.types import StringType, StructField, StructType
 
 from phi3_batch import contract
 from phi3_batch.contract import (
@@ -23,9 +23,9 @@ from phi3_batch.contract import (
     loaded_engine,
 )
 from phi3_batch.errors import EnvironmentProblemError, InvalidParameterError
-from phi3_batch.scoring.compat import JVM_GONE_ERRORS, SPARK_ERRORS
+from phi3_batch.scoring.compat import JVM_GONE_ERRORS
 from phi3_batch.scoring.rows import schema
-from phi3_batch.scoring.rows.columns import named
+from phi3_batch.scoring.rows.columns import OURS, named
 from phi3_batch.scoring.rows.idle_limit import IDLE_LIMIT, first_limit
 from phi3_batch.scoring.rows.model import (
     ModelKind,
@@ -44,7 +44,10 @@ _WORKER_ENV = _NO_DATA_IN_ERRORS | {TIME_LIMITS_VARIABLE: "1"}
 # what asks for the engine travels to the workers, whatever release is there
 register_pickle_by_value(contract)  # type: ignore[no-untyped-call]
 
-_TASKS_TO_ASK = 4  # on a slot: so many idle workers are asked, one after the other
+# Fields of a result: text, of a model that gives nothing else, and what has answered.
+TEXT = "text"
+ENGINE = f"{OURS}engine"
+_TEXT_RESULT = StructType([StructField(TEXT, StringType())])
 
 _KILL_IDLE = "spark.sql.execution.pyspark.udf.killOnIdleTimeout"
 
@@ -55,9 +58,9 @@ _RESULT_TYPES: dict[ModelKind, StructType | str] = {
 _READERS: dict[ModelKind, Callable[[Column], dict[str, Column]]] = {
     ModelKind.CHAT: schema.columns_from_chat,
     ModelKind.USAGE: schema.columns_from_usage,
-    ModelKind.BARE: schema.columns_from_bare_text,
-    ModelKind.TEXT: schema.columns_from_text,
-    ModelKind.ONE_BY_ONE: schema.columns_from_text,
+    ModelKind.BARE: lambda result: schema.columns_from_bare_text(result[TEXT]),
+    ModelKind.TEXT: lambda result: schema.columns_from_text(result[TEXT]),
+    ModelKind.ONE_BY_ONE: lambda result: schema.columns_from_text(result[TEXT]),
 }
 
 
@@ -68,8 +71,9 @@ class ModelUdf(NamedTuple):
     expression that it is part of.
 
     Attributes:
-        ask: the model's result for a struct of its inputs.
-        read: the output columns of a result.
+        ask: the model's result for a struct of its inputs, and in the field ENGINE the name and
+            version of the engine that gave it, or null where the model does not tell.
+        read: the output columns of a result, which is given without ENGINE.
     """
 
     ask: Callable[[Column], Column]
@@ -84,7 +88,8 @@ def model_udf(spark: SparkSession, model: ScoringModel) -> ModelUdf:
     Raises:
         EnvironmentProblemError: there is no room for the copies.
     """
-    return ModelUdf(_mlflow_udf(spark, model, _WORKER_ENV), _READERS[model.kind])
+    udf = _mlflow_udf(spark, model, _WORKER_ENV)
+    return ModelUdf(_telling_engine(udf), _READERS[model.kind])
 
 
 def chat_udf(spark: SparkSession, model: ScoringModel) -> Callable[..., Column]:
@@ -156,32 +161,6 @@ def worker_settings(spark: SparkSession, model: ScoringModel, heaviest_s: float)
                     spark.conf.set(name, old)
 
 
-def engines_in_use(spark: SparkSession, slots: int) -> set[str]:
-    """Names and versions of the engines that Python workers have loaded, as they wait for work.
-
-    Spark gives the tasks of this small job to idle workers, the one that has waited longest first,
-    and those that have just scored are among them. It asks, and loads nothing: where no worker is
-    left, the answer is empty.
-
-    Args:
-        spark: the session, within :func:`worker_settings`.
-        slots: tasks that run at the same time.
-    """
-
-    def engine(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
-        name = loaded_engine() or ""
-        for batch in batches:
-            yield batch.map(lambda _: name)
-
-    ask = pandas_udf(engine, "string")  # type: ignore[call-overload]  # its stubs know no iterators
-    try:
-        tasks = _TASKS_TO_ASK * slots
-        rows = spark.range(0, tasks, 1, tasks).select(ask(F.col("id"))).collect()
-    except SPARK_ERRORS:  # a note in the run's record, and the run is done
-        return set()
-    return {row[0] for row in rows if row[0]}
-
-
 def _mlflow_udf(
     spark: SparkSession, model: ScoringModel, environment: Mapping[str, str]
 ) -> Callable[[Column], Column]:
@@ -209,6 +188,21 @@ def _mlflow_udf(
             f" ({error.strerror or type(error).__name__}): TMPDIR names another place"
         ) from error
     return _quoting_nothing(udf)
+
+
+def _telling_engine(udf: Any) -> Callable[[Column], Column]:
+    """A model's UDF whose result has ENGINE too; a result that is text becomes its field TEXT."""
+    answer, result_type = udf.func, udf.returnType
+
+    def answer_telling_engine(batches: Iterator[pd.Series]) -> Iterator[pd.DataFrame]:
+        # the function travels to the workers alone, without this module
+        for answers in answer(batches):
+            frame = answers.to_frame(TEXT) if isinstance(answers, pd.Series) else answers
+            yield frame.assign(**{ENGINE: loaded_engine()})
+
+    fields = result_type if isinstance(result_type, StructType) else _TEXT_RESULT
+    told = StructType([*fields, StructField(ENGINE, StringType())])
+    return pandas_udf(answer_telling_engine, told)  # type: ignore[call-overload,no-any-return]
 
 
 def _quoting_nothing(udf: Any) -> Callable[[Column], Column]:
