@@ -1,11 +1,14 @@
 """What may be said of a job: each option once, with its help text.
 
-The command line and its documentation are derived from this; whoever calls from Python fills it in.
+The command line, the Python functions and their documentation are derived from this.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field
-from typing import Any, Literal
+from dataclasses import MISSING, dataclass, field, fields
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from phi3_batch.errors import InvalidParameterError
 
 WriteMode = Literal["error", "append", "overwrite"]
 
@@ -34,22 +37,16 @@ def _option(text: str, *, default: Any = None, **how: Any) -> Any:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class JobOptions:
-    """A job as its user describes it; nothing of it has been looked at yet.
+class RequestOptions:
+    """What a model is asked for each row of a table, and what is kept beside its answer.
 
     A generation parameter that is not given has the model's own default. Models of prompts take
     all of them but ``n``; models of chats ``max_tokens``, ``temperature``, ``stop`` and ``n``.
+
+    Raises:
+        InvalidParameterError: a value is of the wrong type, or below its minimum.
     """
 
-    model: str = _option("MLflow URI of the model, such as models:/NAME@ALIAS.", default=MISSING)
-    input: str = _option(
-        "Delta table by name or path, or a .jsonl, .csv or .parquet file.",
-        default=MISSING,
-        metavar="TABLE_OR_PATH",
-    )
-    output: str = _option(
-        "Delta table to write, by name or path.", default=MISSING, metavar="TABLE_OR_PATH"
-    )
     column: str | None = _option(
         "Column of the prompts or messages. By default prompt, or messages for a chat model."
     )
@@ -65,6 +62,49 @@ class JobOptions:
     )
     keep_response: bool = _option(
         "Keep the whole chat completion in a column named response.", default=False
+    )
+    max_tokens: int | None = _option("Maximum number of tokens to generate for a row.", metavar="N")
+    temperature: float | None = _option("0 decodes greedily; higher values sample.", metavar="X")
+    top_p: float | None = _option(
+        "Sample from the most likely tokens with this total probability.", metavar="X"
+    )
+    top_k: int | None = _option("Sample from the K most likely tokens; 0 means all.", metavar="K")
+    stop: Sequence[str] | None = _option(
+        "String that ends a completion; repeatable.",
+        metavar="TEXT",
+        cli_type=list[str] | None,
+    )
+    seed: int | None = _option("Random seed for sampling.", metavar="N")
+    n: int | None = _option("Number of choices for a chat; see --keep-response.", metavar="N")
+    param: Mapping[str, str] | Sequence[str] | None = _option(
+        "Take temperature, max_tokens, stop or n of a chat from a column; repeatable.",
+        metavar="NAME=col:COLUMN",
+        cli_type=list[str] | None,
+    )
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            value, kinds = getattr(self, each.name), _kinds(type(self))[each.name]
+            if not any(_fits(value, kind) for kind in kinds):
+                words = " or ".join(_WORDS[kind] for kind in kinds if kind is not NoneType)
+                raise InvalidParameterError(f"{each.name} must be {words}")
+            minimum = each.metadata["help"].minimum
+            if minimum is not None and value is not None and value < minimum:
+                raise InvalidParameterError(f"{each.name} must be {minimum} or above")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobOptions(RequestOptions):
+    """A job as its user describes it; nothing of it has been looked at yet."""
+
+    model: str = _option("MLflow URI of the model, such as models:/NAME@ALIAS.", default=MISSING)
+    input: str = _option(
+        "Delta table by name or path, or a .jsonl, .csv or .parquet file.",
+        default=MISSING,
+        metavar="TABLE_OR_PATH",
+    )
+    output: str = _option(
+        "Delta table to write, by name or path.", default=MISSING, metavar="TABLE_OR_PATH"
     )
     limit: int | None = _option(
         "Score at most this many rows, the same sample each time.",
@@ -85,24 +125,57 @@ class JobOptions:
     delete_removed: bool = _option(
         "With --id, delete output rows no longer in the input.", default=False
     )
-    max_tokens: int | None = _option("Maximum number of tokens to generate for a row.", metavar="N")
-    temperature: float | None = _option("0 decodes greedily; higher values sample.", metavar="X")
-    top_p: float | None = _option(
-        "Sample from the most likely tokens with this total probability.", metavar="X"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions(JobOptions):
+    """A job, and when it is to stop before its end."""
+
+    max_hours: float | None = _option(
+        "Start no new chunk after this many hours; run the same command to continue.",
+        minimum=0,
+        metavar="X",
     )
-    top_k: int | None = _option("Sample from the K most likely tokens; 0 means all.", metavar="K")
-    stop: Sequence[str] | None = _option(
-        "String that ends a completion; repeatable.",
-        metavar="TEXT",
-        cli_type=list[str] | None,
+    max_output_tokens: int | None = _option(
+        "Start no new chunk after this many generated tokens; run the same command to continue.",
+        minimum=1,
+        metavar="N",
     )
-    seed: int | None = _option("Random seed for sampling.", metavar="N")
-    n: int | None = _option("Number of choices for a chat; see --keep-response.", metavar="N")
-    param: Mapping[str, str] | Sequence[str] | None = _option(
-        "Take temperature, max_tokens, stop or n of a chat from a column; repeatable.",
-        metavar="NAME=col:COLUMN",
-        cli_type=list[str] | None,
-    )
+
+
+def _kinds(options: Any) -> dict[str, tuple[Any, ...]]:
+    """The types that each field may have."""
+    return {
+        name: get_args(hint) if get_origin(hint) in (UnionType, Union) else (hint,)
+        for name, hint in get_type_hints(options).items()
+    }
+
+
+_WORDS = {
+    str: "a string",
+    int: "a whole number",
+    float: "a number",
+    bool: "True or False",
+    WriteMode: "error, append or overwrite",
+    Sequence[str]: "a list of strings",
+    Mapping[str, str]: "a mapping of strings",
+}
+
+
+def _fits(value: object, kind: Any) -> bool:
+    if kind == WriteMode:
+        return value in get_args(kind)
+    if kind == Mapping[str, str]:
+        return isinstance(value, Mapping) and _fits([*value, *value.values()], Sequence[str])
+    if kind == Sequence[str]:
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            return False
+        return all(isinstance(each, str) for each in value)
+    if kind in (int, float) and isinstance(value, bool):  # which Python takes for a number
+        return False
+    if kind is float:
+        return isinstance(value, int | float) and value == value
+    return isinstance(value, kind)
 
 
 # Those that go to the model as they are.

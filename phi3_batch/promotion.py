@@ -64,7 +64,12 @@ class Promotion:
 
 
 def promote(
-    name: str, version: str, *, alias: str, smoke_file: Path, max_error_rate: float = 0.0
+    name: str,
+    version: str | int,
+    *,
+    smoke_file: Path | str,
+    alias: str = "champion",
+    max_error_rate: float = 0.0,
 ) -> Promotion:
     """Score smoke rows with a registered version, and give it an alias when it passes.
 
@@ -81,6 +86,7 @@ def promote(
         InvalidParameterError: the smoke file or the rate is not what it should be.
         PromotionError: too many rows failed; the alias is where it was.
     """
+    version, smoke_file = str(version), Path(smoke_file)
     if not 0 <= max_error_rate <= 1:
         raise InvalidParameterError(f"the error rate must be from 0 to 1, not {max_error_rate}")
     check_alias(alias)

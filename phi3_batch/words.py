@@ -1,5 +1,7 @@
 """Things that are said in more than one place, in the same words everywhere."""
 
+from collections.abc import Mapping
+
 
 def first_line(error: Exception) -> str:
     """What an error says, cut to one short line; its class where it says nothing.
@@ -17,3 +19,9 @@ def format_duration(seconds: float) -> str:
     if round(seconds) < 3600:
         return "{} min {} s".format(*divmod(round(seconds), 60))
     return "{:,} h {} min".format(*divmod(round(seconds / 60), 60))
+
+
+def in_brackets(counts: Mapping[str, int]) -> str:
+    """Counts by code behind a number, nothing where there are none."""
+    listed = ", ".join(f"{code}: {count:,}" for code, count in counts.items())
+    return f" ({listed})" if listed else ""

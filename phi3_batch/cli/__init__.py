@@ -81,20 +81,9 @@ def _one_line(error: Exception) -> str | None:
         except EnvironmentProblemError as problem:
             return str(problem)
         return None
-    from mlflow.exceptions import MlflowException
+    from phi3_batch.user_errors import in_one_line
 
-    from phi3_batch.scoring.compat import SPARK_ERRORS
-    from phi3_batch.scoring.job import faults
-    from phi3_batch.scoring.said import first_line
-
-    if isinstance(error, MlflowException):  # a store that does not answer, a name it refuses
-        return f"MLflow: {first_line(error)}"
-    if isinstance(error, SPARK_ERRORS):  # a file that has gone, a full disk
-        said = faults.why(error)
-        return f"Spark: {said}" if said == first_line(error) else said
-    if isinstance(error, OSError) and faults.is_of_the_machine(error):
-        return faults.why(error)
-    return None
+    return in_one_line(error)
 
 
 def run() -> None:

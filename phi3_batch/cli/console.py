@@ -1,7 +1,7 @@
 """What the commands print with: results on stdout, everything else on stderr."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -29,12 +29,6 @@ err = _Console(stderr=True, highlight=False, soft_wrap=True)
 def print_field(name: str, value: str) -> None:
     """One line of a plan or a summary."""
     out.print(Text.assemble((f"{name:<10}", "bold"), "  ", value))
-
-
-def in_brackets(counts: Mapping[str, int]) -> str:
-    """Counts by code behind a number, nothing where there are none."""
-    listed = ", ".join(f"{code}: {count:,}" for code, count in counts.items())
-    return f" ({listed})" if listed else ""
 
 
 @contextmanager

@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from phi3_batch.cli.console import in_brackets, out, print_field
-from phi3_batch.words import format_duration
+from phi3_batch.cli.console import out, print_field
+from phi3_batch.words import format_duration, in_brackets
 
 if TYPE_CHECKING:
     from phi3_batch.scoring.job.forecast import Forecast

@@ -1,4 +1,4 @@
-"""The options of ``score`` and ``plan``, as the command line takes them."""
+"""The options of jobs, as the command line takes them."""
 
 import inspect
 from collections.abc import Callable
@@ -14,25 +14,31 @@ from phi3_batch.options import Help, JobOptions, WriteMode
 _MODE = StrEnum("_MODE", {mode: mode for mode in WriteMode.__args__})  # type: ignore[misc]
 
 
-def takes_job_options(command: Callable[..., None]) -> Callable[..., None]:
-    """A command whose first parameter, the JobOptions, is an option for each of its fields."""
-    hints = get_type_hints(JobOptions)
-    own = list(inspect.signature(command).parameters.values())[1:]
-    names = [each.name for each in fields(JobOptions)]
+def takes(kind: type[JobOptions]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command, whose first parameter they are, an option for each field of these options."""
 
-    def run(**values: Any) -> None:
-        asked = {name: values.pop(name) for name in names}
-        command(JobOptions(**asked | {"mode": asked["mode"].value}), **values)
+    def derive(command: Callable[..., None]) -> Callable[..., None]:
+        hints = get_type_hints(kind)
+        own = list(inspect.signature(command).parameters.values())[1:]
+        names = [each.name for each in fields(kind)]
 
-    derived = [
-        _parameter(each.name, hints[each.name], each.default, each.metadata["help"])
-        for each in fields(JobOptions)
-    ]
-    run.__name__, run.__doc__ = command.__name__, command.__doc__
-    parameters = [*derived, *(each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own)]
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {each.name: each.annotation for each in parameters}
-    return run
+        def run(**values: Any) -> None:
+            asked = {name: values.pop(name) for name in names}
+            command(kind(**asked | {"mode": asked["mode"].value}), **values)
+
+        derived = [
+            _parameter(each.name, hints[each.name], each.default, each.metadata["help"])
+            for each in fields(kind)
+        ]
+        derived.sort(key=lambda each: each.default is not inspect.Parameter.empty)
+        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        only = inspect.Parameter.KEYWORD_ONLY
+        parameters = [*derived, *(each.replace(kind=only) for each in own)]
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {each.name: each.annotation for each in parameters}
+        return run
+
+    return derive
 
 
 def help_of(name: str) -> str:

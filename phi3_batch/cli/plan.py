@@ -6,11 +6,11 @@ import typer
 
 from phi3_batch.cli.console import status
 from phi3_batch.cli.forecast import print_forecast, print_plan
-from phi3_batch.cli.options import takes_job_options
+from phi3_batch.cli.options import takes
 from phi3_batch.options import JobOptions
 
 
-@takes_job_options
+@takes(JobOptions)
 def plan(
     options: JobOptions,
     executors: Annotated[

@@ -4,50 +4,34 @@ import os
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from phi3_batch.cli.console import UNREAD, err, in_brackets, out, print_field, status
+from phi3_batch.cli.console import UNREAD, err, out, print_field, status
 from phi3_batch.cli.forecast import print_forecast, print_plan
-from phi3_batch.cli.options import takes_job_options
-from phi3_batch.cli.progress import progress_display
+from phi3_batch.cli.options import takes
 from phi3_batch.errors import EnvironmentProblemError, InvalidParameterError
-from phi3_batch.options import JobOptions
+from phi3_batch.options import RunOptions
+from phi3_batch.progress import progress_display
 from phi3_batch.report import missing_packages
+from phi3_batch.words import in_brackets
 
 if TYPE_CHECKING:  # the commands import what they need: --help must not wait for pyspark
+    from phi3_batch.app import Done
     from phi3_batch.scoring.job.plan import ScoringPlan
     from phi3_batch.scoring.job.run import Progress, Summary
-    from phi3_batch.tracking import ScoringRun
 
 # Beside the codes of every command: the budget is spent, and rows are left.
 _OUT_OF_BUDGET = 3
 
 
-@takes_job_options
+@takes(RunOptions)
 def score(
-    options: JobOptions,
-    max_hours: Annotated[
-        float | None,
-        typer.Option(
-            help="Start no new chunk after this many hours; run the same command to continue.",
-            min=0,
-            metavar="X",
-        ),
-    ] = None,
-    max_output_tokens: Annotated[
-        int | None,
-        typer.Option(
-            help="Start no new chunk after this many generated tokens; run the same command to"
-            " continue.",
-            min=1,
-            metavar="N",
-        ),
-    ] = None,
+    options: RunOptions,
     report: Annotated[
         Path | None,
         typer.Option(help="Also write the run's report to this HTML file.", metavar="FILE"),
@@ -65,13 +49,13 @@ def score(
     Generation options default to the model's own values. Prompt models take all of them except
     --n; chat models take --max-tokens, --temperature, --stop and --n.
     """
-    from phi3_batch import tracking
+    from phi3_batch.app import carry_out
     from phi3_batch.models.wrap import wrap_pipeline
     from phi3_batch.scoring import session
     from phi3_batch.scoring.job.asked import ScoreOptions
     from phi3_batch.scoring.job.forecast import make_forecast
     from phi3_batch.scoring.job.plan import plan_scoring
-    from phi3_batch.scoring.job.run import Budget, Outcome, check_finished, run_scoring
+    from phi3_batch.scoring.job.run import Budget, Outcome
 
     asked = ScoreOptions.of(options)
     if report is not None:
@@ -86,36 +70,23 @@ def score(
             expected = make_forecast(spark, planned, executors=None)
         print_forecast(expected, planned.refused)
         return
-    if planned.finished:
-        with status("checking the output"):
-            summary = check_finished(spark, planned)
-            page, recorded = tracking.record_finished(planned, summary, _warn)
+    budget = Budget(hours=options.max_hours, output_tokens=options.max_output_tokens)
+    checking = status("checking the output") if planned.finished else nullcontext()
+    with checking, _sigterm_as_ctrl_c() as terminated:
+        done = carry_out(spark, planned, budget, display=_display, warn=_warn)
+    summary = done.summary
+    if done.was_finished:
         print_field("check", str(summary.balance))
-        if recorded:
-            print_field("mlflow", f"run {recorded} has its record now")
+        if done.run_id:
+            print_field("mlflow", f"run {done.run_id} has its record now")
         out.print("finished before: every row is in the output, nothing to do")
-        if report and page:
-            _write_report(page, report)
-        return
-    budget = Budget(hours=max_hours, output_tokens=max_output_tokens)
-    with tracking.scoring_run(planned, _warn) as run, _sigterm_as_ctrl_c() as terminated:
-        with progress_display(planned) as show:
-            summary = run_scoring(
-                spark,
-                planned,
-                run.run_id,
-                budget=budget,
-                on_progress=_interrupt_when_unread(show),
-                on_chunk=run.record_chunk,
-            )
-        if summary.outcome is Outcome.INTERRUPTED:
-            run.interrupted()
-            err.print(f"interrupted: {_how_to_go_on(summary)}")
-            raise typer.Exit(143 if terminated else UNREAD if err.quiet else 130)
-        page = run.record(planned, summary)
-    _print_summary(planned, summary, run)
-    if report and page:
-        _write_report(page, report)
+    elif summary.outcome is Outcome.INTERRUPTED:
+        err.print(f"interrupted: {_how_to_go_on(summary)}")
+        raise typer.Exit(143 if terminated else UNREAD if err.quiet else 130)
+    else:
+        _print_summary(planned, done)
+    if report and done.page:
+        _write_report(done.page, report)
     if summary.outcome is Outcome.OUT_OF_BUDGET:
         err.print(f"the budget is spent: {_how_to_go_on(summary)}")
         raise typer.Exit(_OUT_OF_BUDGET)
@@ -137,16 +108,18 @@ def _sigterm_as_ctrl_c() -> Iterator[list[bool]]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _interrupt_when_unread(show: Callable[["Progress"], None]) -> Callable[["Progress"], None]:
-    """Let a reader of the progress who has gone (``2>&1 | head``) do what Ctrl-C does."""
+@contextmanager
+def _display(plan: "ScoringPlan") -> Iterator[Callable[["Progress"], None]]:
+    """Show how far a job is; to a reader who has gone (``2>&1 | head``), do what Ctrl-C does."""
+    with progress_display(plan, err) as show:
 
-    def show_or_interrupt(progress: "Progress") -> None:
-        try:
-            show(progress)
-        except SystemExit:
-            raise KeyboardInterrupt from None
+        def show_or_interrupt(progress: "Progress") -> None:
+            try:
+                show(progress)
+            except SystemExit:
+                raise KeyboardInterrupt from None
 
-    return show_or_interrupt
+        yield show_or_interrupt
 
 
 def _warn(line: str) -> None:
@@ -194,8 +167,8 @@ def _how_to_go_on(summary: "Summary") -> str:
     return f"{done:,} of {rows:,} rows are in the output; run the same command to continue"
 
 
-def _print_summary(plan: "ScoringPlan", summary: "Summary", run: "ScoringRun") -> None:
-    progress = summary.progress
+def _print_summary(plan: "ScoringPlan", done: "Done") -> None:
+    summary, progress = done.summary, done.summary.progress
     out.print()
     print_field(
         "scored",
@@ -211,9 +184,9 @@ def _print_summary(plan: "ScoringPlan", summary: "Summary", run: "ScoringRun") -
         print_field("tokens in", f"{statistics.prompt_tokens:,}")
         print_field("tokens out", f"{statistics.completion_tokens:,}")
         print_field("speed", f"{progress.tokens_per_second:,.1f} tokens generated per second")
-    if summary.progress.engines:
-        print_field("engine", ", ".join(sorted(summary.progress.engines)))
+    if progress.engines:
+        print_field("engine", ", ".join(sorted(progress.engines)))
     if summary.balance:
         print_field("check", str(summary.balance))
     print_field("table", f"{summary.output_path} (version {summary.output_version})")
-    print_field("mlflow", run.place)
+    print_field("mlflow", done.place)

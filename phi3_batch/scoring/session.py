@@ -37,10 +37,19 @@ def get_session() -> SparkSession:
         EnvironmentProblemError: Java is missing or too old, or Delta's jars cannot be had; only
             pyspark-client is installed, and SPARK_REMOTE is not set, or no server answers there.
     """
-    compat.quiet_query_loggers()
     session = SparkSession.getActiveSession() or _start()
-    _check_delta(session)
+    check(session)
     return session
+
+
+def check(session: SparkSession) -> None:
+    """See that a session has Delta Lake, and let it keep the rows of failed queries to itself.
+
+    Raises:
+        EnvironmentProblemError: it has no Delta Lake.
+    """
+    compat.quiet_query_loggers()
+    _check_delta(session)
 
 
 def _start() -> SparkSession:

@@ -10,8 +10,10 @@ from phi3_batch.options import JobOptions
 from phi3_batch.scoring.job.asked import ScoreOptions
 from phi3_batch.scoring.rows.model import ScoringModel, check_params, find_model, load_model
 from phi3_batch.scoring.rows.score import COPY, RowScorer
-from phi3_batch.scoring.rows.udf import ENGINE, ModelUdf, model_udf, worker_settings
+from phi3_batch.scoring.rows.time_limit import TimeLimit
+from phi3_batch.scoring.rows.udf import ModelUdf, model_udf
 from phi3_batch.scoring.rows.work import with_request_ids, with_requests
+from phi3_batch.scoring.rows.worker import ENGINE
 
 Generation = tuple[tuple[str, Any], ...]
 
@@ -33,10 +35,10 @@ def complete(table: DataFrame, model: str, **options: Any) -> list[Row]:
     loaded = _load(model, generation)
     kept = table.columns if asked.keep is None else asked.keep
     work = with_requests(rows, table.schema, asked.source, loaded, kept)
-    scorer = RowScorer(work, _udf(model, generation), asked.keep_response)
-    with worker_settings(table.sparkSession, loaded, 60.0):
-        scored = scorer.score(scorer.number_copies(work.rows), tasks=2, blamed={})
-        return scored.drop(COPY, ENGINE).collect()
+    udf = _udf(model, generation, work.is_greedy)
+    scorer = RowScorer(work, udf, TimeLimit(loaded), asked.keep_response)
+    scored = scorer.score(scorer.number_copies(work.rows), tasks=2, blamed={})
+    return scored.drop(COPY, ENGINE).collect()
 
 
 @cache
@@ -51,7 +53,7 @@ def _load(model: str, generation: Generation) -> ScoringModel:
 
 
 @cache
-def _udf(model: str, generation: Generation) -> ModelUdf:
+def _udf(model: str, generation: Generation, greedy: bool) -> ModelUdf:
     spark = SparkSession.getActiveSession()
     assert spark is not None
-    return model_udf(spark, _load(model, generation))
+    return model_udf(spark, _load(model, generation), greedy=greedy)

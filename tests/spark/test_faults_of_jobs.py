@@ -5,10 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
-import pyspark
 import pytest
-from packaging.version import Version
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 
 from phi3_batch.errors import ScoringError
 from phi3_batch.models.wrap import wrap_pipeline
@@ -17,7 +16,7 @@ from phi3_batch.scoring.job.asked import ScoreOptions
 from phi3_batch.scoring.job.chunks import ScoredChunk
 from phi3_batch.scoring.job.plan import plan_scoring
 from phi3_batch.scoring.job.run import Budget, Progress, run_scoring
-from phi3_batch.scoring.rows import idle_limit, udf
+from phi3_batch.scoring.rows import time_limit, udf, worker
 from phi3_batch.scoring.rows.model import ScoringModel
 from phi3_batch.scoring.rows.source import Source
 from tests.spark.test_other_models import log
@@ -92,9 +91,9 @@ def test_a_copy_that_is_damaged_on_its_way_to_the_workers_ends_the_job(
     copy = Path(shutil.copytree(logged, tmp_path / "model"))
     [data] = copy.rglob("model.onnx.data")
 
-    def damaged_udf(spark: SparkSession, model: ScoringModel) -> udf.ModelUdf:
+    def damaged_udf(spark: SparkSession, model: ScoringModel, *, greedy: bool) -> udf.ModelUdf:
         data.write_bytes(bytes(data.stat().st_size))
-        return udf.model_udf(spark, model)
+        return udf.model_udf(spark, model, greedy=greedy)
 
     # the driver has loaded it
     monkeypatch.setattr("phi3_batch.scoring.job.chunks.model_udf", damaged_udf)
@@ -105,9 +104,6 @@ def test_a_copy_that_is_damaged_on_its_way_to_the_workers_ends_the_job(
     assert not list((tmp_path / "out").glob("_delta_log/*.json"))  # nothing was committed
 
 
-@pytest.mark.skipif(
-    Version(pyspark.__version__) < Version("4.1"), reason="Spark ends no worker that hangs"
-)
 def test_a_row_that_hangs_is_found_and_costs_no_other(
     store: Path,
     write_prompts: WritePrompts,
@@ -117,9 +113,9 @@ def test_a_row_that_hangs_is_found_and_costs_no_other(
 ) -> None:
     # a worker that begins must be faster than this on a machine that is busy; few rows, so that
     # few workers have to be waited for
-    monkeypatch.setattr(idle_limit, "_HANG_SECONDS", 10)
-    monkeypatch.setattr(idle_limit, "_SECONDS_PER_TOKEN", 0)
-    monkeypatch.setattr(idle_limit, "_SECONDS_PER_CHARACTER", 0)
+    monkeypatch.setattr(worker, "HANG_SECONDS", 10)
+    monkeypatch.setattr(time_limit, "_SECONDS_PER_TOKEN", 0)
+    monkeypatch.setattr(time_limit, "_SECONDS_PER_CHARACTER", 0)
     prompts = ["sound", "sound too", "endless"]
     output = str(tmp_path / "out")
     assert score(log("hanging"), write_prompts(prompts), output) == 0
@@ -129,12 +125,12 @@ def test_a_row_that_hangs_is_found_and_costs_no_other(
     assert all(row["completion"] == prompt for prompt, row in rows.items())
 
 
-def limit_of(spark: SparkSession, options: ScoreOptions) -> int:
-    """Spark's limit for a job that has begun, in seconds."""
+def limit_of(spark: SparkSession, options: ScoreOptions) -> float:
+    """What a batch of all rows of a job may take, in seconds."""
     plan = plan_scoring(spark, options, wrap_pipeline=wrap_pipeline)
     assert plan.work is not None
-    with udf.worker_settings(spark, plan.work.model, plan.heaviest_s):
-        return int(str(spark.conf.get(idle_limit.IDLE_LIMIT)).removesuffix("s"))
+    [row] = plan.work.sound().agg(F.sum(plan.work.allowed_s)).collect()
+    return worker.HANG_SECONDS + float(row[0])
 
 
 def test_a_worker_that_reads_long_prompts_does_not_count_as_one_that_hangs(

@@ -91,11 +91,13 @@ def test_a_reader_who_has_gone_ends_the_process_quietly(stream: str) -> None:
     os.close(reading)
     code = """
 import sys
+from types import SimpleNamespace
 from phi3_batch.cli import console
+from phi3_batch.scoring.job.run import Progress
 
-show = sys.modules["phi3_batch.cli.score"]._interrupt_when_unread
 try:
-    show(lambda _: console.err.print("scoring: 0 of 1 rows"))(None)
+    with sys.modules["phi3_batch.cli.score"]._display(SimpleNamespace(counts_tokens=True)) as show:
+        show(Progress(rows=1, rows_done=0, requests_left=1))
 except KeyboardInterrupt:
     console.err.print("interrupted: nobody reads this")
     sys.exit(console.UNREAD)

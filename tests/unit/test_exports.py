@@ -13,10 +13,15 @@ def test_the_public_names_are_these():
     assert phi3_batch.__all__ == [
         "Phi3BatchError",
         "__version__",
+        "complete",
         "log_chat_model",
         "log_pipeline_model",
         "log_prompt_model",
+        "plan",
+        "promote",
+        "score",
         "spark_udf",
+        "verify",
     ]
 
 

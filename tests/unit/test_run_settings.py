@@ -34,7 +34,7 @@ TABLE = StructType(
 def settings(source: Source, **generation: Any) -> dict[str, str]:
     found = FoundModel("models:/m/1", "models:/m/1", None)  # type: ignore[arg-type]
     options = ScoreOptions(
-        "models:/m/1", Location("in"), Location("out"), source, generation=generation
+        "models:/m/1", Location("in"), Location("out"), source=source, generation=generation
     )
     return check._settings(found, options, TABLE)
 

@@ -1,14 +1,18 @@
 """Chunks, budgets and the time to go, without Spark."""
 
+import io
 import json
 from dataclasses import replace
 from datetime import datetime
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
+from phi3_batch.progress import progress_display
 from phi3_batch.scoring.delta.balance import Balance
 from phi3_batch.scoring.delta.ledger import Ledger
 from phi3_batch.scoring.delta.record import RunIdentity, RunRecord, describe_commit, read_commit
@@ -204,3 +208,21 @@ def test_a_table_is_all_ours_since_a_run_has_made_or_replaced_it() -> None:
     assert [commit.version for commit in found.since_replaced()] == [1, 2]
     of_older_release = replace(RECORD, mode=None)
     assert not ledger("{}", says("a-b", 0, record=of_older_release)).is_all_ours
+
+
+@pytest.mark.filterwarnings("ignore:install .ipywidgets")  # rich looks for them itself
+@pytest.mark.parametrize("has_widgets", [True, False])
+def test_a_notebook_has_a_bar_where_it_can_be_drawn(
+    has_widgets: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said, drawn = io.StringIO(), list[Any]()
+    console = Console(force_jupyter=True, file=said)
+    monkeypatch.setattr("phi3_batch.progress.find_spec", lambda name: has_widgets or None)
+    monkeypatch.setattr("phi3_batch.progress.Bar.refresh", lambda bar: drawn.append(bar.tasks[:]))
+    plan: Any = SimpleNamespace(counts_tokens=True, total=4)
+    with progress_display(plan, console) as show:
+        show(Progress(rows=4, rows_done=2, requests_left=2))
+    if has_widgets:
+        assert drawn[-1][0].completed == 2
+    else:
+        assert not drawn

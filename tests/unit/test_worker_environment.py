@@ -35,7 +35,7 @@ def environment(monkeypatch):
     monkeypatch.setattr(mlflow.pyfunc, "spark_udf", spark_udf)
 
     def environment():
-        model_udf(None, MODEL)
+        model_udf(None, MODEL, greedy=True)
         return asked["extra_env"]
 
     return environment
@@ -57,7 +57,7 @@ def test_a_full_disk_is_one_line(monkeypatch):
 
     monkeypatch.setattr(mlflow.pyfunc, "spark_udf", spark_udf)
     with pytest.raises(EnvironmentProblemError, match=r"cannot copy models:/phi3/1 .*No space"):
-        model_udf(None, MODEL)
+        model_udf(None, MODEL, greedy=True)
 
 
 def test_a_dead_jvm_is_no_full_disk(monkeypatch):
@@ -66,4 +66,4 @@ def test_a_dead_jvm_is_no_full_disk(monkeypatch):
 
     monkeypatch.setattr(mlflow.pyfunc, "spark_udf", spark_udf)
     with pytest.raises(ConnectionRefusedError):
-        model_udf(None, MODEL)
+        model_udf(None, MODEL, greedy=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from phi3_batch.errors import InvalidParameterError
 from phi3_batch.generation import GenerationParams, check_choices
-from phi3_batch.options import GENERATION, JobOptions, WriteMode
+from phi3_batch.options import GENERATION, JobOptions, RequestOptions, WriteMode
 from phi3_batch.scoring.delta.tables import Location
 from phi3_batch.scoring.rows.columns import split_names
 from phi3_batch.scoring.rows.source import Source
@@ -16,23 +16,52 @@ from phi3_batch.scoring.rows.user_template import UserTemplate
 _LARGEST_LIMIT = 2**31 - 1  # Spark's own, whose LIMIT is an int of the JVM
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskedRequests:
+    """What the user wants a model to be asked for each row.
+
+    Attributes:
+        source: which columns are the requests.
+        keep: input columns to carry into the output; None carries all.
+        keep_response: for a chat model, keep the whole completion object too.
+        generation: generation parameters given by the user; the model's defaults for the others.
+
+    Raises:
+        InvalidParameterError: a parameter is out of range.
+    """
+
+    source: Source = field(default_factory=Source)
+    keep: tuple[str, ...] | None = None
+    keep_response: bool = False
+    generation: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of_rows(cls, options: RequestOptions) -> "AskedRequests":
+        """Read what the user has said.
+
+        Raises:
+            InvalidParameterError: a template, a list of columns or a parameter's column cannot be
+                read, or an option is out of range.
+        """
+        return AskedRequests(**_read_requests(options))
+
+    def __post_init__(self) -> None:
+        _check_generation(self.generation)
+
+
 @dataclass(frozen=True, slots=True)
-class ScoreOptions:
+class ScoreOptions(AskedRequests):
     """What the user asked for.
 
     Attributes:
         model: MLflow URI of the model.
         input: table or files to score.
         output: Delta table to write.
-        source: which columns are the requests.
-        keep: input columns to carry into the output; None carries all.
-        keep_response: for a chat model, keep the whole completion object too.
         limit: score this many rows at most; None scores all.
         mode: what happens when the output has rows that are not this run's.
         ids: columns that name a row: score only what is new or has changed since.
         retry_errors: with ids, score rows again that have an error.
         delete_removed: with ids, delete output rows that the input has no longer.
-        generation: generation parameters given by the user; the model's defaults for the others.
 
     Raises:
         InvalidParameterError: an option is out of range, or goes with no other that is given.
@@ -41,15 +70,11 @@ class ScoreOptions:
     model: str
     input: Location
     output: Location
-    source: Source = field(default_factory=Source)
-    keep: tuple[str, ...] | None = None
-    keep_response: bool = False
     limit: int | None = None
     mode: WriteMode = "error"
     ids: tuple[str, ...] = ()
     retry_errors: bool = False
     delete_removed: bool = False
-    generation: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, options: JobOptions) -> "ScoreOptions":
@@ -59,34 +84,40 @@ class ScoreOptions:
             InvalidParameterError: a template, a list of columns or a parameter's column cannot be
                 read, or an option is out of range.
         """
-        template = options.user_template
-        given = {name: getattr(options, name) for name in GENERATION}
-        given["stop"] = tuple(given["stop"] or ()) or None
-        return cls(
+        return ScoreOptions(
             model=options.model,
             input=Location(options.input),
             output=Location(options.output),
-            source=Source(
-                column=options.column,
-                system=options.system,
-                user_template=None if template is None else UserTemplate.parse(template),
-                param_columns=_param_columns(options.param or ()),
-            ),
-            keep=None if options.keep is None else _names("--keep", options.keep),
-            keep_response=options.keep_response,
             limit=options.limit,
             mode=options.mode,
             ids=() if options.ids is None else _names("--id", options.ids),
             retry_errors=options.retry_errors,
             delete_removed=options.delete_removed,
-            generation={name: value for name, value in given.items() if value is not None},
+            **_read_requests(options),
         )
 
     def __post_init__(self) -> None:
-        _check_generation(self.generation)
+        AskedRequests.__post_init__(self)
         _check_incremental(self)
         if self.limit is not None and not 1 <= self.limit <= _LARGEST_LIMIT:
             raise InvalidParameterError(f"the limit must be from 1 to {_LARGEST_LIMIT} rows")
+
+
+def _read_requests(options: RequestOptions) -> dict[str, Any]:
+    template = options.user_template
+    given = {name: getattr(options, name) for name in GENERATION}
+    given["stop"] = tuple(given["stop"] or ()) or None
+    return {
+        "source": Source(
+            column=options.column,
+            system=options.system,
+            user_template=None if template is None else UserTemplate.parse(template),
+            param_columns=_param_columns(options.param or ()),
+        ),
+        "keep": None if options.keep is None else _names("--keep", options.keep),
+        "keep_response": options.keep_response,
+        "generation": {name: value for name, value in given.items() if value is not None},
+    }
 
 
 def _check_generation(generation: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from phi3_batch.scoring import session
 from phi3_batch.scoring.delta import incremental, tables
 from phi3_batch.scoring.delta.record import RunIdentity
 from phi3_batch.scoring.delta.tables import InputTable, OutputTable
-from phi3_batch.scoring.job.asked import ScoreOptions
+from phi3_batch.scoring.job.asked import AskedRequests, ScoreOptions
 from phi3_batch.scoring.rows import identity, schema
 from phi3_batch.scoring.rows.columns import OURS, find_field, join_names
 from phi3_batch.scoring.rows.model import FoundModel, check_params, find_model
@@ -60,24 +60,36 @@ def check_job(spark: SparkSession, options: ScoreOptions) -> CheckedJob:
     table = tables.open_input(spark, options.input)
     table = replace(table, rows=tables.without_limits(table.rows))
     found = find_model(options.model)
-    if options.keep_response and not found.takes_messages:
-        raise InvalidParameterError(
-            f"--keep-response keeps chat completions, and {found.uri} gives plain text"
-        )
-    options.source.check(found, table.rows.schema, table.location.text)
-    check_params(found, options.generation)
+    check_requests(options, found, table.rows.schema, table.location.text)
     added = schema.output_columns(keep_response=options.keep_response)
     output = tables.open_output(spark, options.output)
     if output.path is not None and output.path == table.path:
         raise TableError(f"output {output.location.text} is the input: give another table")
     if output.path is not None:
         session.check_writable(spark, output.path)
-    kept = _kept_fields(table.rows.schema, options.keep, added, output)
+    kept = kept_fields(table.rows.schema, options.keep, added, any_name=output.takes_any_name)
     tables.check_types(table.rows, kept)
     options = replace(options, ids=incremental.resolve_ids(kept, options.ids))
     table = replace(table, rows=identity.limited(table.rows, options.limit))
     run = _identify(found, table, options, [*kept, *added])
     return CheckedJob(options, table, found, output, kept, added, run)
+
+
+def check_requests(
+    options: AskedRequests, found: FoundModel, table: StructType, where: str
+) -> None:
+    """See whether a model can be asked what the user wants of a table's rows.
+
+    Raises:
+        TableError: a column is missing or of another type.
+        InvalidParameterError: an option has no meaning for the model.
+    """
+    if options.keep_response and not found.takes_messages:
+        raise InvalidParameterError(
+            f"--keep-response keeps chat completions, and {found.uri} gives plain text"
+        )
+    options.source.check(found, table, where)
+    check_params(found, options.generation)
 
 
 def _identify(
@@ -124,10 +136,21 @@ def _in_words(name: str, value: Any) -> str:
     return str(value)
 
 
-def _kept_fields(
-    table: StructType, keep: Sequence[str] | None, added: StructType, output: OutputTable
+def kept_fields(
+    table: StructType, keep: Sequence[str] | None, added: StructType, *, any_name: bool
 ) -> StructType:
-    """The input columns that go into the output."""
+    """The input columns that go into the output.
+
+    Args:
+        table: the input.
+        keep: their names; None keeps all.
+        added: what scoring adds.
+        any_name: whether the output takes names that Delta refuses without column mapping.
+
+    Raises:
+        TableError: there is no such column, or its name cannot be kept.
+        InvalidParameterError: a column is named twice.
+    """
     if keep is None:
         kept = list(table)
     else:
@@ -147,7 +170,7 @@ def _kept_fields(
         for field in kept
         if find_field(added, field.name) or field.name.lower().startswith(OURS)
     ]
-    refused = [] if output.takes_any_name else tables.refused_names(kept)
+    refused = [] if any_name else tables.refused_names(kept)
     if taken or refused:
         what = (
             f"input column {taken[0].name!r} has the name of an output column"

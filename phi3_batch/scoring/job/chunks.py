@@ -22,10 +22,11 @@ from phi3_batch.scoring.job.plan import ScoringPlan
 from phi3_batch.scoring.job.tasks import count_tasks
 from phi3_batch.scoring.rows import schema
 from phi3_batch.scoring.rows.columns import named
-from phi3_batch.scoring.rows.idle_limit import IdleLimit
 from phi3_batch.scoring.rows.score import COPY, Blamed, RowScorer
-from phi3_batch.scoring.rows.udf import ENGINE, model_udf
+from phi3_batch.scoring.rows.time_limit import TimeLimit
+from phi3_batch.scoring.rows.udf import model_udf
 from phi3_batch.scoring.rows.work import BUCKET, REFUSAL, REQUEST_ID, Work
+from phi3_batch.scoring.rows.worker import ENGINE
 
 # Writes a chunk's rows, and returns whether it did; else another driver has.
 Commit = Callable[[DataFrame], bool]
@@ -71,10 +72,11 @@ class ChunkScorer:
         self._plan = plan
         self._work = work
         self._run_id = run_id
-        self._rows = RowScorer(work, model_udf(spark, work.model), plan.options.keep_response)
+        udf = model_udf(spark, work.model, greedy=work.is_greedy)
+        self._limit = TimeLimit(work.model)
+        self._rows = RowScorer(work, udf, self._limit, plan.options.keep_response)
         self._crash_limit = CrashLimit(sum(chunk.requests for chunk in plan.chunks))
         self._seconds_per_request: float | None = None  # of a slot
-        self._idle_limit = IdleLimit(spark, work.model, plan.heaviest_s)
 
     def score(self, chunk: Chunk, commit: Commit, slots: int) -> ScoredChunk:
         """Score on so many slots and commit, through whatever goes wrong.
@@ -98,7 +100,7 @@ class ChunkScorer:
             each = attempt.seconds * slots / chunk.requests
             self._seconds_per_request = min(self._seconds_per_request or each, each)
             if not retries:
-                self._idle_limit.learn(attempt.seconds, slots, chunk.allowed_s)
+                self._limit.learn(attempt.seconds, slots, chunk.allowed_s)
         return ScoredChunk(
             chunk,
             time.monotonic() - started,

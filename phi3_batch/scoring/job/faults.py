@@ -8,6 +8,7 @@ from phi3_batch.errors import InputGoneError, RowErrorCode, ScoringError
 from phi3_batch.scoring import session
 from phi3_batch.scoring.compat import JVM_ERRORS, JVM_EXCEPTIONS
 from phi3_batch.scoring.delta.tables import Location
+from phi3_batch.scoring.rows.worker import MISCOUNTED
 from phi3_batch.scoring.said import JVM_IS_GONE, first_line
 
 
@@ -23,7 +24,6 @@ class Fault(Enum):
 _CRASHES = (
     "Python worker exited unexpectedly",
     "PythonWorkerFactory.createWorker",  # it died before it had said who it is
-    "Python worker process terminated",  # it was idle for too long, and killed
     "ExecutorLostFailure",
     "Connection reset",
     "Broken pipe",
@@ -120,7 +120,7 @@ def why(error: Exception, output: Location | None = None) -> str:
     if ours := _ours(text):
         return ours
     if _miscounted(text):
-        return "the model returned another number of results than rows"
+        return MISCOUNTED
     if of_the_machine := _of_the_machine(error):
         return of_the_machine
     if raised := _raised(text):
@@ -183,7 +183,7 @@ def _ours(text: str) -> str | None:
 
 
 def _miscounted(text: str) -> bool:
-    return "[RESULT_ROWS_MISMATCH]" in text or "[OUTPUT_EXCEEDS_INPUT_ROWS]" in text
+    return MISCOUNTED in text
 
 
 def _raised(text: str) -> str | None:

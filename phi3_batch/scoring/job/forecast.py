@@ -14,7 +14,8 @@ from phi3_batch.scoring.compat import SPARK_ERRORS
 from phi3_batch.scoring.job import faults
 from phi3_batch.scoring.job.plan import ScoringPlan
 from phi3_batch.scoring.rows.score import RowScorer
-from phi3_batch.scoring.rows.udf import model_udf, worker_settings
+from phi3_batch.scoring.rows.time_limit import TimeLimit
+from phi3_batch.scoring.rows.udf import model_udf
 from phi3_batch.scoring.rows.work import REQUEST_ID, Work
 
 # Requests that are read through the model's tokenizer, on the driver, and their characters: some
@@ -150,7 +151,8 @@ def _count_tokens(work: Work) -> TokenCount | None:
 
 
 def _pilot(spark: SparkSession, plan: ScoringPlan, work: Work) -> Pilot:
-    scorer = RowScorer(work, model_udf(spark, work.model))
+    udf = model_udf(spark, work.model, greedy=work.is_greedy)
+    scorer = RowScorer(work, udf, TimeLimit(work.model))
     ids, sound = F.col(REQUEST_ID), work.sound()
     sample = [row[0] for row in sound.select(ids).distinct().orderBy(ids).head(_PILOT_REQUESTS + 1)]
 
@@ -160,12 +162,11 @@ def _pilot(spark: SparkSession, plan: ScoringPlan, work: Work) -> Pilot:
         return time.monotonic() - started, tokens
 
     try:
-        with worker_settings(spark, work.model, plan.heaviest_s):
-            timed(sample[:1])  # loads the model
-            for_one, _ = timed(sample[:1])
-            if len(sample) == 1:
-                return Pilot(1, for_one, None)
-            for_all, tokens = timed(sample)
+        timed(sample[:1])  # loads the model
+        for_one, _ = timed(sample[:1])
+        if len(sample) == 1:
+            return Pilot(1, for_one, None)
+        for_all, tokens = timed(sample)
     except SPARK_ERRORS as error:
         raise ScoringError(f"the pilot failed: {faults.why(error)}") from None
     # what both jobs cost to start goes out of the difference

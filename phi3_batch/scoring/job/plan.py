@@ -21,7 +21,6 @@ from phi3_batch.scoring.job.check import CheckedJob, check_job
 from phi3_batch.scoring.job.cut import NOTHING, Chunk, Cut, cut_finished, cut_work
 from phi3_batch.scoring.rows import identity
 from phi3_batch.scoring.rows.model import ScoringModel, load_model
-from phi3_batch.scoring.rows.requests import prompt_requests
 from phi3_batch.scoring.rows.work import (
     EXISTING,
     REQUEST_ID,
@@ -97,11 +96,6 @@ class ScoringPlan:
     def to_do(self) -> tuple[Chunk, ...]:
         """The chunks that are not in the output yet."""
         return tuple(chunk for chunk in self.chunks if chunk.number not in self.done)
-
-    @property
-    def heaviest_s(self) -> float:
-        """What the rows of a chunk may take at most, in seconds."""
-        return max((chunk.allowed_s for chunk in self.chunks), default=0.0)
 
     @property
     def finished(self) -> bool:
@@ -303,14 +297,9 @@ def _is_whole(spark: SparkSession, job: CheckedJob, compared: _Compared) -> bool
 
 
 def _load(job: CheckedJob, wrap_pipeline: Callable[[str], str]) -> ScoringModel:
-    def pilot_prompts() -> list[str]:
-        prompt = job.options.source.prompt()
-        sound = job.input.rows.where(prompt_requests(prompt).refusal.isNull())
-        return [row[0] for row in sound.select(prompt).head(2)]
-
     return load_model(
         job.model,
         job.options.generation,
         wrap_pipeline=wrap_pipeline,
-        pilot_prompts=pilot_prompts,
+        pilot_prompts=partial(job.options.source.pilot_prompts, job.input.rows),
     )

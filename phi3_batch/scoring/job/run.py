@@ -4,7 +4,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
@@ -24,7 +24,6 @@ from phi3_batch.scoring.job.plan import ScoringPlan
 from phi3_batch.scoring.job.statistics import Statistics
 from phi3_batch.scoring.job.writer import RunWriter
 from phi3_batch.scoring.rows import schema
-from phi3_batch.scoring.rows.udf import worker_settings
 
 _TICK_S = 0.5
 _ENDS_THE_RUN: tuple[type[Exception], ...] = (ScoringError, *JOB_ERRORS)
@@ -162,11 +161,8 @@ def run_scoring(
         rows_done=plan.total - sum(chunk.rows for chunk in plan.to_do),
         requests_left=sum(chunk.requests for chunk in plan.to_do),
     )
-    with ExitStack() as stack:
-        if plan.work:
-            stack.enter_context(worker_settings(spark, plan.work.model, plan.heaviest_s))
-        job = _Job(spark, plan, run_id, budget, progress, on_progress, on_chunk)
-        outcome = job.run()
+    job = _Job(spark, plan, run_id, budget, progress, on_progress, on_chunk)
+    outcome = job.run()
     return _summarize(spark, plan, job.seen, outcome, progress)
 
 

@@ -39,9 +39,9 @@ class RowRequests:
     inputs: Mapping[str, Column]
     refusal: Column
 
-    def struct(self) -> Column:
+    def struct(self, *more: Column) -> Column:
         """The inputs as one column; in a struct they have their names, which MLflow goes by."""
-        return F.struct(*[column.alias(name) for name, column in self.inputs.items()])
+        return F.struct(*[column.alias(name) for name, column in self.inputs.items()], *more)
 
     def characters(self) -> Column:
         """How long the inputs are, written out."""
@@ -160,22 +160,6 @@ def chat_requests(
         for name, column in params.items()
     }
     return RowRequests({MESSAGES_INPUT: conforming, **filled}, F.coalesce(*refusals))
-
-
-def with_stand_ins(requests: RowRequests, defaults: Mapping[str, object]) -> RowRequests:
-    """The same chats, with something harmless where there is a refusal.
-
-    For a UDF that must be handed every row: a condition around it would not keep a row from it.
-    An empty chat is refused by the model itself, at no cost.
-    """
-    harmless = {MESSAGES_INPUT: F.array().cast(TURNS_TYPE)} | {
-        name: literal(default) for name, default in defaults.items()
-    }
-    inputs = {
-        name: F.when(requests.refusal.isNull(), column).otherwise(harmless[name])
-        for name, column in requests.inputs.items()
-    }
-    return RowRequests(inputs, requests.refusal)
 
 
 def text_of_parts(parts: Column) -> Column:

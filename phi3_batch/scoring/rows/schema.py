@@ -83,12 +83,17 @@ REQUEST_ID, FINGERPRINT = "request_id", "fingerprint"
 ALWAYS_THERE = frozenset({REQUEST_ID, "model", "run_id", FINGERPRINT, "scored_at"})
 
 
+def answer_columns(*, keep_response: bool) -> StructType:
+    """What comes of a row by its request alone."""
+    response = [StructField(RESPONSE, CHAT_COMPLETION)] if keep_response else []
+    return StructType([*USAGE_RESULT, *response])
+
+
 def output_columns(*, keep_response: bool) -> StructType:
     """What is written for each row, behind the columns it came with."""
     return StructType(
         [
-            *USAGE_RESULT,
-            *([StructField(RESPONSE, CHAT_COMPLETION)] if keep_response else []),
+            *answer_columns(keep_response=keep_response),
             StructField(REQUEST_ID, StringType()),
             StructField("model", StringType()),
             StructField("run_id", StringType()),

@@ -10,8 +10,10 @@ from phi3_batch.errors import RowErrorCode
 from phi3_batch.scoring.rows import identity, schema
 from phi3_batch.scoring.rows.columns import OURS, named
 from phi3_batch.scoring.rows.requests import refuse
-from phi3_batch.scoring.rows.udf import ENGINE, ModelUdf
+from phi3_batch.scoring.rows.time_limit import TimeLimit
+from phi3_batch.scoring.rows.udf import ModelUdf
 from phi3_batch.scoring.rows.work import EXISTING, REFUSAL, REQUEST_ID, Work
+from phi3_batch.scoring.rows.worker import ALLOWED_S, ENGINE
 
 # The number of a row among those of the same request. What is scored has it too: rows with the
 # same one share an answer.
@@ -29,11 +31,13 @@ class RowScorer:
     Attributes:
         work: what is asked for each row.
         udf: of the model.
+        limit: how long rows may take.
         keep_response: whether the chat completion is kept as it is too.
     """
 
     work: Work
     udf: ModelUdf
+    limit: TimeLimit
     keep_response: bool = False
 
     def score(self, rows: DataFrame, tasks: int, blamed: Blamed) -> DataFrame:
@@ -86,7 +90,8 @@ class RowScorer:
 
     def ask(self, rows: DataFrame, tasks: int) -> DataFrame:
         """The distinct requests among rows that have COPY, with the model's result for each."""
-        inputs = self.work.requests.struct().alias(_INPUTS)
+        requests, allowed_s = self.work.requests, self.work.allowed_s * self.limit.factor
+        inputs = requests.struct(allowed_s.alias(ALLOWED_S)).alias(_INPUTS)
         # Rows that no model should see are split off before it. A condition around the UDF would
         # not do: Spark runs a Python UDF for every row, whatever stands around it.
         # The model counts copies within its batch: before the first new one, it is asked those

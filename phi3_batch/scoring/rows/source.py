@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from pyspark.sql import Column
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import (
     ArrayType,
@@ -101,9 +101,11 @@ class Source:
             name = self.column or PROMPT_INPUT
             raise TableError(f"column {name!r} of {where} is {found.simpleString()}, not string")
 
-    def prompt(self) -> Column:
-        """The column of prompts."""
-        return named(self.column or PROMPT_INPUT)
+    def pilot_prompts(self, rows: DataFrame) -> list[str]:
+        """Two prompts of a table that a model may be asked; fewer where there are none."""
+        prompt = named(self.column or PROMPT_INPUT)
+        sound = rows.where(prompt_requests(prompt).refusal.isNull())
+        return [row[0] for row in sound.select(prompt).head(2)]
 
     def requests(self, model: ScoringModel, table: StructType) -> RowRequests:
         """The requests of each row of a table that was checked, with :meth:`texts` beside it."""

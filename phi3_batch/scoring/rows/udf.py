@@ -2,8 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import mlflow
@@ -20,20 +19,18 @@ from phi3_batch.contract import (
     MESSAGES_INPUT,
     TIME_LIMITS_VARIABLE,
     USAGE_PARAM,
-    loaded_engine,
 )
 from phi3_batch.errors import EnvironmentProblemError, InvalidParameterError
-from phi3_batch.scoring.compat import JVM_GONE_ERRORS
-from phi3_batch.scoring.rows import schema
-from phi3_batch.scoring.rows.columns import OURS, named
-from phi3_batch.scoring.rows.idle_limit import IDLE_LIMIT, first_limit
+from phi3_batch.scoring.rows import schema, worker
+from phi3_batch.scoring.rows.columns import named
 from phi3_batch.scoring.rows.model import (
     ModelKind,
     ScoringModel,
     mlflow_params,
     quiet_about_local_environment,
 )
-from phi3_batch.scoring.rows.requests import chat_requests, with_stand_ins
+from phi3_batch.scoring.rows.requests import chat_requests
+from phi3_batch.scoring.rows.worker import ENGINE, TEXT
 from phi3_batch.scratch import temporary_files_here
 
 # An error of MLflow's schema enforcement quotes the data, unless this is set.
@@ -41,15 +38,11 @@ _NO_DATA_IN_ERRORS = {"MLFLOW_DISABLE_SCHEMA_DETAILS": "true"}
 # In a job, a row that hangs in native code ends its process, and the job finds the row.
 _WORKER_ENV = _NO_DATA_IN_ERRORS | {TIME_LIMITS_VARIABLE: "1"}
 
-# what asks for the engine travels to the workers, whatever release is there
-register_pickle_by_value(contract)  # type: ignore[no-untyped-call]
+for module in (contract, worker):
+    register_pickle_by_value(module)  # type: ignore[no-untyped-call]
 
-# Fields of a result: text, of a model that gives nothing else, and what has answered.
-TEXT = "text"
-ENGINE = f"{OURS}engine"
 _TEXT_RESULT = StructType([StructField(TEXT, StringType())])
-
-_KILL_IDLE = "spark.sql.execution.pyspark.udf.killOnIdleTimeout"
+_ENGINE = StructField(ENGINE, StringType())
 
 _RESULT_TYPES: dict[ModelKind, StructType | str] = {
     ModelKind.CHAT: schema.CHAT_COMPLETION,
@@ -71,8 +64,9 @@ class ModelUdf(NamedTuple):
     expression that it is part of.
 
     Attributes:
-        ask: the model's result for a struct of its inputs, and in the field ENGINE the name and
-            version of the engine that gave it, or null where the model does not tell.
+        ask: the model's result for a struct of its inputs, nulls for null. The field ENGINE has
+            name and version of the engine that gave it, null where the model does not tell. With
+            the field ALLOWED_S, a worker that hangs is ended.
         read: the output columns of a result, which is given without ENGINE.
     """
 
@@ -80,16 +74,25 @@ class ModelUdf(NamedTuple):
     read: Callable[[Column], dict[str, Column]]
 
 
-def model_udf(spark: SparkSession, model: ScoringModel) -> ModelUdf:
+def model_udf(spark: SparkSession, model: ScoringModel, *, greedy: bool) -> ModelUdf:
     """The UDF of a model; takes seconds, for MLflow copies the model twice.
 
     On a cluster, each call ships the model.
 
+    Args:
+        spark: the session.
+        model: to ask.
+        greedy: whether all rows are decoded greedily. Where rows are sampled, the model gets all
+            of a task at once: it tells copies of a request apart by counting them.
+
     Raises:
         EnvironmentProblemError: there is no room for the copies.
     """
-    udf = _mlflow_udf(spark, model, _WORKER_ENV)
-    return ModelUdf(_telling_engine(udf), _READERS[model.kind])
+    regroup = worker.as_they_come if greedy else worker.together
+    if model.one_row_at_a_time:
+        regroup = worker.one_by_one
+    udf, fields = _mlflow_udf(spark, model, _WORKER_ENV)
+    return ModelUdf(_in_workers(udf, regroup, [*fields, _ENGINE]), _READERS[model.kind])
 
 
 def chat_udf(spark: SparkSession, model: ScoringModel) -> Callable[..., Column]:
@@ -102,7 +105,8 @@ def chat_udf(spark: SparkSession, model: ScoringModel) -> Callable[..., Column]:
     Raises:
         EnvironmentProblemError: there is no room for MLflow's copies of the model.
     """
-    udf = _mlflow_udf(spark, model, _NO_DATA_IN_ERRORS)
+    mlflow_udf, fields = _mlflow_udf(spark, model, _NO_DATA_IN_ERRORS)
+    udf = _in_workers(mlflow_udf, worker.as_they_come, fields)
 
     def chat(messages: Column | str = MESSAGES_INPUT, **params: object) -> Column:
         """Chat completions for a column of messages.
@@ -121,49 +125,17 @@ def chat_udf(spark: SparkSession, model: ScoringModel) -> Callable[..., Column]:
         asked = chat_requests(
             _column(messages), columns, model.defaults, most_bytes=model.most_bytes
         )
-        safe = with_stand_ins(asked, model.defaults)
-        failure = schema.failed_chat(asked.refusal)
-        return F.when(asked.refusal.isNull(), udf(safe.struct())).otherwise(failure)
+        is_sound, failure = asked.refusal.isNull(), schema.failed_chat(asked.refusal)
+        # Spark runs a UDF for every row, whatever stands around it: a null is not asked
+        return F.when(is_sound, udf(F.when(is_sound, asked.struct()))).otherwise(failure)
 
     return chat
 
 
-@contextmanager
-def worker_settings(spark: SparkSession, model: ScoringModel, heaviest_s: float) -> Iterator[None]:
-    """Spark's settings for Python workers while a job runs in the ``with`` block.
-
-    Spark calls predict once for each Arrow batch. Batches of one row are what makes a model see
-    one row; where rows are sampled, a task must be one batch, because the model tells copies of a
-    request apart by counting them.
-
-    Args:
-        spark: the session.
-        model: what the workers run.
-        heaviest_s: what the rows of the heaviest chunk may take together.
-    """
-    settings = {IDLE_LIMIT: first_limit(heaviest_s), _KILL_IDLE: "true"}
-    if model.one_row_at_a_time:
-        settings["spark.sql.execution.arrow.maxRecordsPerBatch"] = "1"
-    elif not model.greedy or model.takes_messages:
-        settings["spark.sql.execution.arrow.maxRecordsPerBatch"] = "0"
-        settings["spark.sql.execution.arrow.maxBytesPerBatch"] = str(2**31 - 1)
-    before = {name: spark.conf.get(name, None) for name in settings}
-    for name, value in settings.items():
-        spark.conf.set(name, value)
-    try:
-        yield
-    finally:
-        with suppress(*JVM_GONE_ERRORS):  # of a JVM that has died, which has no settings
-            for name, old in before.items():
-                if old is None:
-                    spark.conf.unset(name)
-                else:
-                    spark.conf.set(name, old)
-
-
 def _mlflow_udf(
     spark: SparkSession, model: ScoringModel, environment: Mapping[str, str]
-) -> Callable[[Column], Column]:
+) -> tuple[worker.Answer, Sequence[StructField]]:
+    """What MLflow's UDF does in a worker, and the fields of what it gives."""
     params = dict(model.params)
     if model.kind is ModelKind.USAGE:
         params[USAGE_PARAM] = True
@@ -187,45 +159,23 @@ def _mlflow_udf(
             f"MLflow cannot copy {model.uri} to {tempfile.gettempdir()}"
             f" ({error.strerror or type(error).__name__}): TMPDIR names another place"
         ) from error
-    return _quoting_nothing(udf)
-
-
-def _telling_engine(udf: Any) -> Callable[[Column], Column]:
-    """A model's UDF whose result has ENGINE too; a result that is text becomes its field TEXT."""
-    answer, result_type = udf.func, udf.returnType
-
-    def answer_telling_engine(batches: Iterator[pd.Series]) -> Iterator[pd.DataFrame]:
-        # the function travels to the workers alone, without this module
-        for answers in answer(batches):
-            frame = answers.to_frame(TEXT) if isinstance(answers, pd.Series) else answers
-            yield frame.assign(**{ENGINE: loaded_engine()})
-
+    made: Any = udf
+    result_type = made.__wrapped__.returnType
     fields = result_type if isinstance(result_type, StructType) else _TEXT_RESULT
-    told = StructType([*fields, StructField(ENGINE, StringType())])
-    return pandas_udf(answer_telling_engine, told)  # type: ignore[call-overload,no-any-return]
+    return made.__wrapped__.func, fields.fields
 
 
-def _quoting_nothing(udf: Any) -> Callable[[Column], Column]:
-    """MLflow's UDF, whose exceptions say what the model raised, and where, without its text.
+def _in_workers(
+    answer: worker.Answer, regroup: worker.Regroup, fields: Sequence[StructField]
+) -> Callable[[Column], Column]:
+    columns, hang_s = [field.name for field in fields], worker.HANG_SECONDS
 
-    That may quote a row, and Spark writes it into its logs, its event log and its web pages. What
-    our own models raise on purpose quotes nobody.
-    """
-    answer = udf.__wrapped__.func
-
-    def answer_quoting_nothing(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
-        # the function travels to the workers alone, without this module
-        try:
-            yield from answer(batches)
-        except Exception as error:
-            if type(error).__module__ == "phi3_batch.errors":
-                raise error from None
-            said = f"the model raised {type(error).__name__}"
-            raise RuntimeError(said).with_traceback(error.__traceback__) from None
+    def answer_requests(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+        return worker.answer_requests(answer, batches, regroup, columns, hang_s)
 
     # its stubs know no iterators
     return pandas_udf(  # type: ignore[call-overload,no-any-return]
-        answer_quoting_nothing, udf.__wrapped__.returnType
+        answer_requests, StructType([*fields])
     )
 
 

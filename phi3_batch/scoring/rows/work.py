@@ -11,10 +11,10 @@ from phi3_batch.errors import TableError
 from phi3_batch.scoring.rows import identity, schema
 from phi3_batch.scoring.rows.columns import OURS, find_field, named
 from phi3_batch.scoring.rows.hidden import with_texts
-from phi3_batch.scoring.rows.idle_limit import allowed_seconds
 from phi3_batch.scoring.rows.model import ScoringModel
 from phi3_batch.scoring.rows.requests import RowRequests
 from phi3_batch.scoring.rows.source import Source
+from phi3_batch.scoring.rows.time_limit import allowed_seconds
 
 # Columns of rows to score, beside the input's: the hash of the request, why no model sees it (else
 # null), the number that says its chunk, and how many copies of it were scored before.
@@ -45,6 +45,11 @@ class Work:
         """Whether a row is decoded greedily, so that equal requests have equal completions."""
         temperature = self.requests.inputs.get("temperature")  # where a job or its rows have one
         return F.lit(self.model.greedy) if temperature is None else temperature == 0
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether all rows are decoded greedily."""
+        return self.model.greedy and "temperature" not in self.requests.inputs
 
     @property
     def allowed_s(self) -> Column:

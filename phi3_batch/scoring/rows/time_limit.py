@@ -1,18 +1,17 @@
-"""How long a worker may be silent in a batch before it is taken for one that hangs.
+"""How long the rows of a batch may take before their worker is taken for one that hangs.
 
-By what the rows of a batch may take, not by what others took: Spark has one limit for a whole
-job, and its fastest chunk may have answers of one word where another has 128 of 4,000 tokens.
+By what the rows may take, not by what others took: the fastest chunk may have answers of one word
+where another has 128 of 4,000 tokens.
 """
 
 from threading import Lock
 
-from pyspark.sql import Column, SparkSession
+from pyspark.sql import Column
 from pyspark.sql import functions as F
 
 from phi3_batch.scoring.rows.model import ModelKind, ScoringModel
 from phi3_batch.scoring.rows.requests import RowRequests
-
-IDLE_LIMIT = "spark.sql.execution.pyspark.udf.idleTimeoutSeconds"
+from phi3_batch.scoring.rows.worker import HANG_SECONDS
 
 # Phi-3-mini writes 9 tokens a second on two cores, one row at a time: this is 18 times as long.
 _SECONDS_PER_TOKEN = 2.0
@@ -21,10 +20,7 @@ _SECONDS_PER_CHARACTER = 0.1  # of what is read, where each may be a token
 _MOST_TOKENS = 131_072
 _MOST_CHOICES = 128
 
-# A batch may take so long whatever is in it: a worker loads the model in its first one.
-_HANG_SECONDS = 600
 _HANG_FACTOR = 10
-_LONGEST_S = 10**9  # what Spark can still count in milliseconds
 
 
 def allowed_seconds(model: ScoringModel, requests: RowRequests) -> Column:
@@ -42,34 +38,25 @@ def allowed_seconds(model: ScoringModel, requests: RowRequests) -> Column:
     return tokens * _SECONDS_PER_TOKEN + requests.characters() * _SECONDS_PER_CHARACTER
 
 
-def first_limit(heaviest_s: float) -> str:
-    """Spark's limit before anything has been measured.
-
-    Args:
-        heaviest_s: what the rows of the heaviest chunk may take together: a batch has no more.
-    """
-    return f"{int(min(_HANG_SECONDS + heaviest_s, _LONGEST_S))}s"
-
-
-class IdleLimit:
-    """Keeps Spark's limit by what chunks have taken of what they may take.
+class TimeLimit:
+    """Keeps what rows may take by what chunks have taken of it; for several threads.
 
     Our own models end a step that hangs by themselves, so their limit only grows, on a machine
     that is slow. For a model that is not ours it is ten times what chunks took, in proportion to
     what is in them.
 
     Args:
-        spark: the session, within :func:`~phi3_batch.scoring.rows.udf.worker_settings`.
         model: what the workers run.
-        heaviest_s: what the rows of the heaviest chunk may take together.
+
+    Attributes:
+        factor: of :func:`allowed_seconds`.
     """
 
-    def __init__(self, spark: SparkSession, model: ScoringModel, heaviest_s: float) -> None:
-        self._spark = spark
+    def __init__(self, model: ScoringModel) -> None:
         self._is_ours = model.kind not in (ModelKind.TEXT, ModelKind.ONE_BY_ONE)
-        self._heaviest_s = heaviest_s
         self._slowness = 0.0
         self._lock = Lock()
+        self.factor = 1.0
 
     def learn(self, seconds: float, slots: int, allowed_s: float) -> None:
         """Take note of a chunk that went well at once.
@@ -82,8 +69,7 @@ class IdleLimit:
         if not allowed_s:
             return
         # what it takes to begin is allowed for already; with others' models this is all we know
-        worked_s = max(seconds - _HANG_SECONDS, 0.0) if self._is_ours else seconds
+        worked_s = max(seconds - HANG_SECONDS, 0.0) if self._is_ours else seconds
         with self._lock:
             self._slowness = max(self._slowness, worked_s * slots / allowed_s)
-            factor = max(_HANG_FACTOR * self._slowness, 1.0 if self._is_ours else 0.0)
-            self._spark.conf.set(IDLE_LIMIT, first_limit(self._heaviest_s * factor))
+            self.factor = max(_HANG_FACTOR * self._slowness, 1.0 if self._is_ours else 0.0)

@@ -1,15 +1,16 @@
-"""How far a job is: a bar on a terminal, elsewhere a line now and then."""
+"""How far a job is: a bar on a terminal and in a notebook, elsewhere a line now and then."""
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
-from phi3_batch.cli.console import err, in_brackets
-from phi3_batch.words import format_duration
+from phi3_batch.words import format_duration, in_brackets
 
 if TYPE_CHECKING:
     from phi3_batch.scoring.job.plan import ScoringPlan
@@ -20,12 +21,15 @@ _LINE_AFTER_S = 600
 
 
 @contextmanager
-def progress_display(plan: "ScoringPlan") -> Iterator[Callable[["Progress"], None]]:
+def progress_display(
+    plan: "ScoringPlan", console: Console
+) -> Iterator[Callable[["Progress"], None]]:
     """Show a job's progress while it runs in the ``with`` block."""
     counts_tokens = plan.counts_tokens
-    if err.is_terminal:
+    # rich draws in a notebook by ipywidgets, and says nothing but a warning without
+    if console.is_terminal or (console.is_jupyter and find_spec("ipywidgets")):
         columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-        with Bar(*columns, console=err) as bar:
+        with Bar(*columns, console=console) as bar:
             task = bar.add_task("", total=plan.total)
             yield lambda progress: bar.update(
                 task, completed=progress.rows_done, description=_words(progress, counts_tokens)
@@ -38,7 +42,7 @@ def progress_display(plan: "ScoringPlan") -> Iterator[Callable[["Progress"], Non
         tenths = 10 * progress.rows_done // max(progress.rows, 1)
         if tenths > tenths_shown or time.monotonic() > shown_at + _LINE_AFTER_S:
             tenths_shown, shown_at = tenths, time.monotonic()
-            err.print(f"scoring: {_words(progress, counts_tokens)}")
+            console.print(f"scoring: {_words(progress, counts_tokens)}")
 
     yield line
 
