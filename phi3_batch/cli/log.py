@@ -44,6 +44,15 @@ _Engine = Annotated[
     ),
 ]
 
+_Reference = Annotated[
+    str | None,
+    typer.Option(
+        help="Log where the weights are, not the weights: a folder with the same files, which every"
+        " machine fetches once. A path on shared storage, or a URI that MLflow reads.",
+        metavar="URI",
+    ),
+]
+
 
 @log_app.command("prompt", cls=CheckedCommand)
 def log_prompt(
@@ -52,12 +61,18 @@ def log_prompt(
     alias: _Alias = None,
     name: _Name = "phi3-prompt",
     engine: _Engine = AUTO,
+    by_reference: _Reference = None,
 ) -> None:
     """Log a model of raw prompts: column `prompt` in, text out."""
     from phi3_batch.models.log import log_prompt_model
 
     info = log_prompt_model(
-        model_dir, name=name, registered_model_name=register, alias=alias, engine=engine
+        model_dir,
+        name=name,
+        registered_model_name=register,
+        alias=alias,
+        engine=engine,
+        by_reference=by_reference,
     )
     _print_logged(info, register, alias)
 
@@ -69,12 +84,18 @@ def log_chat(
     alias: _Alias = None,
     name: _Name = "phi3-chat",
     engine: _Engine = AUTO,
+    by_reference: _Reference = None,
 ) -> None:
     """Log a chat model: `messages` in, chat completions out."""
     from phi3_batch.models.log import log_chat_model
 
     info = log_chat_model(
-        model_dir, name=name, registered_model_name=register, alias=alias, engine=engine
+        model_dir,
+        name=name,
+        registered_model_name=register,
+        alias=alias,
+        engine=engine,
+        by_reference=by_reference,
     )
     _print_logged(info, register, alias)
 

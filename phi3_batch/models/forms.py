@@ -16,18 +16,20 @@ from phi3_batch.engines.registry import CHECKPOINT_ENGINES, ONNX_ENGINES
 from phi3_batch.engines.spec import EngineSpec
 from phi3_batch.errors import InvalidModelError
 from phi3_batch.model_files import Checkpoint, Manifest, ModelFolder
+from phi3_batch.models.reference import Reference
 from phi3_batch.models.signatures import chat_signature, prompt_signature
 from phi3_batch.models.weights import (
     CHECKPOINT_ARTIFACT,
     ENGINE_ARTIFACT,
     MANIFEST_ARTIFACT,
     MODEL_ARTIFACT,
+    REFERENCE_ARTIFACT,
 )
 from phi3_batch.platforms import find_mlflow
 from phi3_batch.text import CHAT_TOKENS, missing_tokens
 
 # What the models import when they are loaded, beside what their engines do.
-_PACKAGES = ("tokenizers", "pandas", "numpy", "platformdirs", "filelock")
+_PACKAGES = ("tokenizers", "pandas", "numpy", "platformdirs", "filelock", "xxhash")
 
 _PROMPT_EXAMPLE = {PROMPT_INPUT: "<|user|>\nWhat is the capital of Spain?<|end|>\n<|assistant|>\n"}
 _CHAT_EXAMPLE = {
@@ -103,7 +105,11 @@ class Form:
 
     @contextlib.contextmanager
     def arguments(
-        self, folder: ModelFolder | Checkpoint, manifest: Manifest, engine: str | None = None
+        self,
+        folder: ModelFolder | Checkpoint,
+        manifest: Manifest,
+        engine: str | None = None,
+        reference: Reference | None = None,
     ) -> Iterator[dict[str, Any]]:
         """Arguments of ``mlflow.pyfunc.log_model`` or ``save_model``, within the ``with`` block.
 
@@ -111,6 +117,7 @@ class Form:
             folder: the weights.
             manifest: their digests.
             engine: which is to run them; None for a checkpoint, which has one engine.
+            reference: where machines fetch them, if the model is not to hold them.
         """
         metadata = model_metadata(phi3_batch.__version__)
         with tempfile.TemporaryDirectory() as scratch:
@@ -118,7 +125,11 @@ class Form:
             texts = {"manifest.json": (MANIFEST_ARTIFACT, manifest.to_json())}
             if engine is not None:
                 texts["engine.txt"] = (ENGINE_ARTIFACT, engine)
-            artifacts = {self.artifact: str(folder.path)}
+            artifacts = {}
+            if reference is None:
+                artifacts[self.artifact] = str(folder.path)
+            else:
+                texts["reference.txt"] = (REFERENCE_ARTIFACT, reference.uri)
             for file, (artifact, text) in texts.items():
                 Path(scratch, file).write_text(text, encoding="utf-8")
                 artifacts[artifact] = str(Path(scratch, file))

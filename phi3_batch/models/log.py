@@ -17,6 +17,7 @@ from phi3_batch.models.chat import chat_config
 from phi3_batch.models.forms import Form, chat_form, pipeline_form, prompt_form
 from phi3_batch.models.names import check_names
 from phi3_batch.models.pipeline import params_from_transformers
+from phi3_batch.models.reference import Reference
 
 if TYPE_CHECKING:
     from transformers import Pipeline
@@ -30,6 +31,7 @@ def log_prompt_model(
     alias: str | None = None,
     params: bool = True,
     engine: str = AUTO,
+    by_reference: str | None = None,
 ) -> ModelInfo:
     """Log an int4 ONNX build of Phi-3 as a model that completes raw prompts.
 
@@ -44,13 +46,15 @@ def log_prompt_model(
             most 256 tokens, without usage.
         engine: what is to run it: "openvino", "onnxruntime-genai", or "auto" for the faster one
             that can. The environment variable PHI3_BATCH_ENGINE overrides it where it is loaded.
+        by_reference: where machines can fetch the same folder, a path or a URI that MLflow fetches
+            artifacts from. The logged model then holds no weights, but their digests and this.
 
     Returns:
         MLflow's ModelInfo; ``.model_uri`` is what ``load_model`` and ``spark_udf`` take.
 
     Raises:
         InvalidModelError: the folder is not an int4 ONNX build of Phi-3, or has the tokenizer of
-            another model.
+            another model; or what is there by reference is another folder.
         InvalidParameterError: a name that MLflow refuses, an alias without a name to
             register under, or no such engine.
     """
@@ -60,7 +64,15 @@ def log_prompt_model(
     form = prompt_form(params=params)
     form.check(folder)
     with _run(name):
-        return _log(form, folder, name, registered_model_name, alias, engine=engine)
+        return _log(
+            form,
+            folder,
+            name,
+            registered_model_name,
+            alias,
+            engine=engine,
+            by_reference=by_reference,
+        )
 
 
 def log_chat_model(
@@ -71,6 +83,7 @@ def log_chat_model(
     alias: str | None = None,
     model_config: Mapping[str, Any] | None = None,
     engine: str = AUTO,
+    by_reference: str | None = None,
 ) -> ModelInfo:
     """Log an int4 ONNX build of Phi-3 as a model that answers chats.
 
@@ -84,6 +97,7 @@ def log_chat_model(
         model_config: parameters of :class:`~phi3_batch.generation.GenerationParams` for rows that
             do not give their own, such as ``{"max_tokens": 60, "top_p": 0.9}``.
         engine: what is to run it, as of :func:`log_prompt_model`.
+        by_reference: where machines can fetch the folder, as of :func:`log_prompt_model`.
 
     Returns:
         MLflow's ModelInfo; ``.model_uri`` is what ``load_model`` and ``spark_udf`` take.
@@ -101,7 +115,7 @@ def log_chat_model(
     form = chat_form()
     form.check(folder)
     with _run(name):
-        return _log(form, folder, name, registered_model_name, alias, config, engine)
+        return _log(form, folder, name, registered_model_name, alias, config, engine, by_reference)
 
 
 def log_pipeline_model(
@@ -167,10 +181,14 @@ def _log(
     alias: str | None,
     model_config: dict[str, Any] | None = None,
     engine: str | None = None,
+    by_reference: str | None = None,
 ) -> ModelInfo:
     manifest = folder.read_manifest()
+    reference = Reference.to(by_reference) if by_reference else None
+    if reference:
+        reference.check(manifest, folder.path)
     _log_params(name, _describe(folder, manifest) | ({"engine": engine} if engine else {}))
-    with form.arguments(folder, manifest, engine) as arguments:
+    with form.arguments(folder, manifest, engine, reference) as arguments:
         info: ModelInfo = mlflow.pyfunc.log_model(
             name=name,
             registered_model_name=registered_model_name,

@@ -1,4 +1,4 @@
-"""What a logged model carries: its weights, their digests, and which engine is to run them."""
+"""What a logged model carries: its weights or where they are, their digests, and its engine."""
 
 import sys
 from collections.abc import Callable
@@ -12,12 +12,14 @@ from phi3_batch import scratch
 from phi3_batch.engines import Engine, choose, registry, this_process
 from phi3_batch.errors import InvalidModelError
 from phi3_batch.model_files import Checkpoint, Manifest, ModelFolder
+from phi3_batch.models.reference import Reference
 from phi3_batch.words import first_line
 
 MODEL_ARTIFACT = "phi3-mini-onnx"
 CHECKPOINT_ARTIFACT = "checkpoint"
 MANIFEST_ARTIFACT = "manifest"
 ENGINE_ARTIFACT = "engine"
+REFERENCE_ARTIFACT = "reference"  # in place of the weights
 
 _T = TypeVar("_T")
 # MLflow's class that unpacks models on executors, and knows where to
@@ -57,8 +59,11 @@ class LoggedWeights:
             InvalidParameterError: the environment asks for an engine that there is not.
         """
         manifest = _read(context, MANIFEST_ARTIFACT, Manifest.from_json)
-        path = context.artifacts[artifact]
-        _own_if_unpacked(Path(path))
+        if REFERENCE_ARTIFACT in context.artifacts:
+            path = str(_read(context, REFERENCE_ARTIFACT, Reference).fetch(manifest))
+        else:
+            path = context.artifacts[artifact]
+            _own_if_unpacked(Path(path))
         manifest.check(Path(path))  # first: what is damaged may look like anything
         has_engine = ENGINE_ARTIFACT in context.artifacts
         logged = _read(context, ENGINE_ARTIFACT, str) if has_engine else "auto"

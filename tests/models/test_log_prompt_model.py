@@ -14,9 +14,9 @@ from phi3_batch.errors import InvalidModelError, InvalidParameterError
 
 REQUIRED = (
     *("mlflow", "tokenizers", "pandas", "numpy"),
-    *("filelock", "onnxruntime", "onnxruntime-genai", "platformdirs"),
+    *("filelock", "onnxruntime", "onnxruntime-genai", "platformdirs", "xxhash"),
 )
-ON_X86 = ("llvmlite", "openvino-genai", "xxhash")
+ON_X86 = ("llvmlite", "openvino-genai")
 INPUTS = "['prompt': string (required)]"
 OUTPUTS = "[string (required)]"
 PARAMS = (

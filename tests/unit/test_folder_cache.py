@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from phi3_batch.engines.ov import folder_cache
-from phi3_batch.engines.ov.folder_cache import FolderCache
+from phi3_batch import folder_cache
+from phi3_batch.folder_cache import FolderCache
 
 SIZE = 1000
 
@@ -170,8 +170,8 @@ def test_a_place_that_others_can_write_to_is_not_used(cache, root):
         cache.get("key", Maker(), SIZE)
 
 
-def test_a_lock_that_nobody_releases_is_an_os_error(cache, root, monkeypatch):
-    monkeypatch.setattr(folder_cache, "_LOCK_TIMEOUT_S", 0.1)
+def test_a_lock_that_nobody_releases_is_an_os_error(root):
+    cache = FolderCache(root, 10**9, lock_timeout_s=0.1)
     root.mkdir()
     with folder_cache.FileLock(root / folder_cache._LOCK), pytest.raises(OSError, match="locked"):
         cache.get("key", Maker(), SIZE)

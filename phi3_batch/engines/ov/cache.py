@@ -11,11 +11,11 @@ from functools import partial
 from pathlib import Path
 
 from phi3_batch.engines.ov.engine import MODEL_BIN, write_model
-from phi3_batch.engines.ov.folder_cache import FolderCache
 from phi3_batch.engines.ov.graph import CONVERTER_VERSION, convert
 from phi3_batch.engines.ov.int4 import instructions_for
 from phi3_batch.engines.ov.int4_kernel import Instructions
 from phi3_batch.engines.ov.runtime import openvino
+from phi3_batch.folder_cache import FolderCache
 from phi3_batch.model_files.manifest import Manifest
 from phi3_batch.model_files.onnx_build import ModelFolder
 from phi3_batch.user_folder import places

@@ -80,7 +80,7 @@ def create(folder: ModelFolder, manifest: Manifest) -> Engine:
 
 OPENVINO = EngineSpec(
     name="openvino",
-    packages=("openvino-genai", "llvmlite", "xxhash"),
+    packages=("openvino-genai", "llvmlite"),
     machines=("x86_64",),  # it was tried on no other
     refuse=refuse,
     memory_bytes=memory_bytes,

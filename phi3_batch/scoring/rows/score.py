@@ -99,7 +99,9 @@ class RowScorer:
         copy = F.col(COPY)
         first = F.when(copy == F.col(EXISTING), F.lit(0)).otherwise(copy)
         copies = F.explode(F.sequence(first, copy)).alias(COPY)
-        asked = rows.where(F.col(REFUSAL).isNull()).select(REQUEST_ID, copies, inputs)
+        sound = rows.where(F.col(REFUSAL).isNull())
+        # two steps: beside an explode, Spark 4.0 forgets the names of a struct's fields
+        asked = sound.select(REQUEST_ID, COPY, EXISTING, inputs).select(REQUEST_ID, copies, _INPUTS)
         once = asked.dropDuplicates([REQUEST_ID, COPY])
         # copies come to the model in one task and in their order, on any number of processors
         placed = once.repartition(tasks, REQUEST_ID).sortWithinPartitions(REQUEST_ID, COPY)

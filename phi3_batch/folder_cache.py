@@ -26,7 +26,7 @@ _CHECKSUMS = "checksums.json"
 _PART = ".part"  # of a folder's name while it is made
 _LOCK = ".lock"
 # longer than it takes to convert the largest Phi-3 on a slow disk
-_LOCK_TIMEOUT_S = 600
+LOCK_TIMEOUT_S = 600.0
 
 
 class FolderCache:
@@ -35,11 +35,15 @@ class FolderCache:
     Args:
         root: where they are; made when it is not there, for this user alone.
         limit_bytes: what all of them may take together; those unused for longest go first.
+        lock_timeout_s: how long others may take to make one.
     """
 
-    def __init__(self, root: Path, limit_bytes: int) -> None:
+    def __init__(
+        self, root: Path, limit_bytes: int, lock_timeout_s: float = LOCK_TIMEOUT_S
+    ) -> None:
         self._root = root
         self._limit_bytes = limit_bytes
+        self._lock_timeout_s = lock_timeout_s
 
     def get(self, key: str, make: Callable[[Path], None], size_bytes: int) -> Path:
         """The folder of a key, made if it is not there or damaged.
@@ -57,7 +61,7 @@ class FolderCache:
         if _is_sound(folder):
             return folder
         try:
-            with FileLock(self._root / _LOCK, timeout=_LOCK_TIMEOUT_S):
+            with FileLock(self._root / _LOCK, timeout=self._lock_timeout_s):
                 if not _is_sound(folder):  # nobody else has made it meanwhile
                     self._make(folder, make, size_bytes)
         except (Timeout, NotImplementedError) as error:  # the latter of disks without locks
