@@ -19,7 +19,7 @@ from phi3_batch.contract import (
     USAGE_PARAM,
     split_reason,
 )
-from phi3_batch.errors import InvalidParameterError, PromotionError
+from phi3_batch.errors import InvalidModelError, InvalidParameterError, PromotionError
 from phi3_batch.models.names import check_alias
 from phi3_batch.models.wrap import wrap_pipeline
 from phi3_batch.scoring.rows.model import find_model
@@ -65,7 +65,7 @@ class Promotion:
 
 def promote(
     name: str,
-    version: str | int,
+    version: str | int | None = None,
     *,
     smoke_file: Path | str,
     alias: str = "champion",
@@ -75,7 +75,7 @@ def promote(
 
     Args:
         name: of the registered model.
-        version: its number.
+        version: its number; None is the newest.
         alias: to give, as in ``models:/NAME@ALIAS``; taken from the version that has it now.
         smoke_file: JSON lines with ``prompt`` or ``messages``, and ``contains``: a string or a
             list of strings that the answer must have.
@@ -86,11 +86,12 @@ def promote(
         InvalidParameterError: the smoke file or the rate is not what it should be.
         PromotionError: too many rows failed; the alias is where it was.
     """
-    version, smoke_file = str(version), Path(smoke_file)
+    smoke_file = Path(smoke_file)
     if not 0 <= max_error_rate <= 1:
         raise InvalidParameterError(f"the error rate must be from 0 to 1, not {max_error_rate}")
     check_alias(alias)
     rows, digest = read_smoke_file(smoke_file)
+    version = _newest(name) if version is None else str(version)
     found = find_model(f"models:/{name}/{version}")
     wanted = MESSAGES_INPUT if found.takes_messages else PROMPT_INPUT
     for row in rows:
@@ -133,6 +134,14 @@ def promote(
             )
         client.set_registered_model_alias(name, alias, version)
     return Promotion(found.uri, alias, len(rows), len(failures), run.info.run_id)
+
+
+def _newest(name: str) -> str:
+    # not models:/NAME/latest, which not every registry knows
+    versions = mlflow.MlflowClient().search_model_versions(f"name='{name}'")
+    if not versions:
+        raise InvalidModelError(f"no registered model {name} in {mlflow.get_registry_uri()}")
+    return str(max(int(each.version) for each in versions))
 
 
 def read_smoke_file(path: Path) -> tuple[list[SmokeRow], str]:

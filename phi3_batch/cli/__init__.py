@@ -88,4 +88,5 @@ def _one_line(error: Exception) -> str | None:
 
 def run() -> None:
     """Entry point of the command ``phi3-batch``."""
-    sys.exit(main())
+    if code := main():  # Databricks takes any exit for a failed task
+        sys.exit(code)

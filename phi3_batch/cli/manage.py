@@ -48,7 +48,6 @@ def verify(
 
 def promote(
     name: Annotated[str, typer.Argument(help="Registered model.", show_default=False)],
-    version: Annotated[int, typer.Argument(help="Its version.", min=1, show_default=False)],
     smoke: Annotated[
         Path,
         typer.Option(
@@ -57,6 +56,9 @@ def promote(
             show_default=False,
         ),
     ],
+    version: Annotated[
+        int | None, typer.Argument(help="Its version. By default the newest.", min=1)
+    ] = None,
     alias: Annotated[str, typer.Option(help="Alias to give, as in models:/NAME@ALIAS.")] = (
         "champion"
     ),
@@ -72,7 +74,7 @@ def promote(
 
     with status("scoring the smoke rows"):
         done = promote_version(
-            name, str(version), alias=alias, smoke_file=smoke, max_error_rate=max_error_rate
+            name, version, alias=alias, smoke_file=smoke, max_error_rate=max_error_rate
         )
     print_field("smoke", f"{done.rows - done.failed} of {done.rows} rows passed")
     print_field("promoted", f"{done.model_uri} is models:/{name}@{done.alias}")

@@ -57,6 +57,8 @@ def _start() -> SparkSession:
         if remote.startswith("sc://"):  # not local[2], a server that pyspark starts
             _check_server(remote)
         return SparkSession.builder.getOrCreate()
+    if "DATABRICKS_RUNTIME_VERSION" in os.environ:  # a session is there, or is on the way
+        return SparkSession.builder.getOrCreate()
     if not compat.JVM_ERRORS:
         raise EnvironmentProblemError(
             "pyspark-client runs no Spark of its own: set SPARK_REMOTE to a Spark Connect server"

@@ -114,7 +114,18 @@ def test_a_wrong_smoke_file_ends_before_anything_is_recorded(
     assert len(mlflow.search_runs(search_all_experiments=True)) == runs_before
 
 
+def test_the_newest_version_is_the_one_that_is_not_named(versions: None) -> None:
+    newest = max(
+        int(each.version)
+        for each in mlflow.MlflowClient().search_model_versions("name='promoted-chat'")
+    )
+    done = promote("promoted-chat", smoke_file=str(SMOKE), alias="newest")
+    assert done.model_uri == f"models:/promoted-chat/{newest}"
+
+
 def test_what_is_not_there_is_one_line(versions: None, tmp_path: Path) -> None:
+    with pytest.raises(InvalidModelError, match="no registered model nobody in"):
+        promote("nobody", smoke_file=SMOKE)
     with pytest.raises(InvalidModelError, match="no model models:/promoted-chat/99"):
         promote("promoted-chat", "99", alias="x", smoke_file=SMOKE)
     with pytest.raises(InvalidParameterError, match="cannot read the smoke file"):
