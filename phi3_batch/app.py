@@ -18,8 +18,9 @@ from phi3_batch.scoring.delta import tables
 from phi3_batch.scoring.delta.tables import Location
 from phi3_batch.scoring.delta.verify import Verification
 from phi3_batch.scoring.delta.verify import verify as verify_tables
+from phi3_batch.scoring.job import forecast
 from phi3_batch.scoring.job.asked import ScoreOptions
-from phi3_batch.scoring.job.forecast import Forecast, make_forecast
+from phi3_batch.scoring.job.forecast import Forecast
 from phi3_batch.scoring.job.plan import ScoringPlan, plan_scoring
 from phi3_batch.scoring.job.run import (
     Budget,
@@ -210,7 +211,7 @@ def plan(spark: SparkSession, options: JobOptions) -> JobPlan:
             fingerprint=planned.run.fingerprint,
             model=planned.job.model.resolved_uri,
             notes=planned.notes,
-            forecast=make_forecast(spark, planned, executors=None),
+            forecast=forecast.make_forecast(spark, planned, executors=None),
         )
 
 

@@ -11,6 +11,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ _DEFAULTS = {
 # and copied at each one, for Spark's own are found first.
 _SPARK_HAS = (
     "org.apache.*:*",
+    "org.antlr:*",
     "com.fasterxml.jackson.core:*",
     "org.slf4j:*",
     "commons-*:*",
@@ -102,17 +104,28 @@ def _local_session() -> SparkSession:
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     # what a user has said of it anywhere goes before this
     os.environ.setdefault("SPARK_DRIVER_MEMORY", f"{_jvm_memory_bytes() // 2**20}m")
-    log4j = Path(__file__).with_name("log4j2.properties").resolve().as_uri()
-    os.environ.setdefault(_LOG4J_VARIABLE, log4j)
     handle, name = tempfile.mkstemp(prefix="phi3-batch-spark-", suffix=".log")
     try:
         # the JVM inherits both: Ivy's report and Spark's log go there, whichever they go to
-        with _no_jvm_left_behind(), _output_to(handle):
+        with _no_jvm_left_behind(), _output_to(handle), _quiet_log():
             return configure_spark_with_delta_pip(builder).getOrCreate()
     except PySparkRuntimeError as error:
         raise EnvironmentProblemError(_why_not_started(Path(name))) from error
     finally:
         os.close(handle)
+
+
+@contextmanager
+def _quiet_log() -> Iterator[None]:
+    """Have a JVM that is started log as a command does, where nobody has said otherwise."""
+    if _LOG4J_VARIABLE in os.environ:
+        yield
+        return
+    os.environ[_LOG4J_VARIABLE] = Path(__file__).with_name("log4j2.properties").resolve().as_uri()
+    try:
+        yield
+    finally:
+        del os.environ[_LOG4J_VARIABLE]  # another Spark that this process starts has its own
 
 
 def _jvm_memory_bytes() -> int:

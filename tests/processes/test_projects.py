@@ -200,6 +200,7 @@ def test_models_are_logged_into_the_run(
     run = latest_run(experiment_id)
     assert run.info.status == "FINISHED"
     client = MlflowClient()
-    logged = [client.get_logged_model(output.model_id) for output in run.outputs.model_outputs]
+    outputs = client.get_run(run.info.run_id).outputs  # MLflow 3.0 lists runs without them
+    logged = [client.get_logged_model(output.model_id) for output in outputs.model_outputs]
     assert {model.name for model in logged} == models
     assert client.get_model_version(name, "1").run_id == run.info.run_id

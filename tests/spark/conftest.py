@@ -5,8 +5,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import mlflow
+import pyspark
 import pytest
 import transformers
+from packaging.version import Version
 from pyspark.sql import DataFrame, SparkSession
 
 from phi3_batch.models.log import log_chat_model, log_pipeline_model, log_prompt_model
@@ -15,6 +17,7 @@ from tests.conftest import TINY_CHECKPOINT, TINY_MODEL, Sample
 from tests.worker_log import WORKER_SITE
 
 REGISTERED = "phi3-tiny"
+SPARK = Version(pyspark.__version__)
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import StructType
 
@@ -14,6 +15,7 @@ from phi3_batch.options import WriteMode
 from phi3_batch.scoring.delta import constraints, tables
 from phi3_batch.scoring.delta.tables import Location, OutputTable
 from phi3_batch.scoring.rows import schema
+from tests.spark.conftest import SPARK
 from tests.spark.test_score import MADRID, SPAIN, score
 
 ADDED = schema.output_columns(keep_response=False)
@@ -92,6 +94,7 @@ def test_a_table_that_takes_new_rows_only_takes_them(make: Make, spark: SparkSes
         check(output, rows, begin="overwrite")
 
 
+@pytest.mark.skipif(Version("4.1") > SPARK, reason="tables by path have no generated columns")
 def test_columns_that_delta_makes_itself(make: Make, spark: SparkSession) -> None:
     output = make(
         "nr BIGINT GENERATED ALWAYS AS IDENTITY, id BIGINT,"
@@ -136,10 +139,10 @@ def test_overwriting_keeps_what_a_table_is(
     assert (detail["description"], detail["properties"]["team"]) == ("ours", "a")
     rows = spark.read.format("delta").load(output.text)
     assert [row["completion"] for row in rows.collect()] == [MADRID]
-    assert [(field.name, field.metadata) for field in rows.schema][:3] == [
-        ("Country", {"comment": "of the question"}),
-        ("prompt", {}),
-        ("my note", {}),
+    assert [(field.name, field.metadata.get("comment")) for field in rows.schema][:3] == [
+        ("Country", "of the question"),
+        ("prompt", None),
+        ("my note", None),
     ]
 
 

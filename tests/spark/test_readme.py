@@ -7,11 +7,13 @@ from typing import Any
 
 import mlflow
 import pytest
+from packaging.version import Version
 from pyspark.sql import SparkSession
 
 from phi3_batch.cli import main
 from phi3_batch.scoring.start import delta_package
 from tests.conftest import REPOSITORY, SAMPLE_DATA, Sample
+from tests.spark.conftest import SPARK
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 TUTORIAL = (REPOSITORY / "docs" / "tutorial.md").read_text(encoding="utf-8")
@@ -98,5 +100,6 @@ class _Shown(list):
         return self
 
 
+@pytest.mark.skipif(Version("4.2") > SPARK, reason="the page shows the newest")
 def test_the_packages_of_spark_submit() -> None:
     assert f"--packages {delta_package()} " in CLUSTER

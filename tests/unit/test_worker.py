@@ -40,6 +40,29 @@ def test_nulls_are_answered_with_nulls_and_no_model_sees_them() -> None:
     assert answers() == []
 
 
+def test_requests_beside_nulls_have_their_types() -> None:
+    seen = []
+
+    def noting(batches: Iterator[pd.DataFrame]) -> Iterator[pd.Series]:
+        for batch in batches:
+            seen.append(batch)
+            yield batch["messages"]
+
+    # as pandas has them where Spark's struct is null in between
+    given = pd.DataFrame(
+        {
+            "messages": [["a"], None, ["b"]],
+            "max_tokens": [1.0, None, 2.0**40],
+            "temperature": [0.5, None, 1.0],
+            "stream": pd.Series([True, None, False], dtype=object),
+        }
+    )
+    list(worker.answer_requests(noting, iter([given]), worker.as_they_come, COLUMNS, 60.0))
+    assert list(seen[0]["max_tokens"]) == [1, 2**40]
+    assert list(seen[0].index) == [0, 1]
+    assert [str(kind) for kind in seen[0].dtypes] == ["object", "int64", "float64", "bool"]
+
+
 def test_a_model_gets_all_of_a_task_at_once_or_a_row_at_a_time() -> None:
     batches = [["a", "b"], ["c"], ["d", None]]
     whole = ["a", "b", "c", "d", None]

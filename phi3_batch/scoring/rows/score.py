@@ -98,10 +98,10 @@ class RowScorer:
         # again that the output has.
         copy = F.col(COPY)
         first = F.when(copy == F.col(EXISTING), F.lit(0)).otherwise(copy)
-        copies = F.explode(F.sequence(first, copy)).alias(COPY)
+        copies = F.explode(F.sequence(first, copy))
         sound = rows.where(F.col(REFUSAL).isNull())
-        # two steps: beside an explode, Spark 4.0 forgets the names of a struct's fields
-        asked = sound.select(REQUEST_ID, COPY, EXISTING, inputs).select(REQUEST_ID, copies, _INPUTS)
+        # copies first: beside or below an explode, Spark 4.0 loses a struct, or its fields' names
+        asked = sound.withColumn(COPY, copies).select(REQUEST_ID, COPY, inputs)
         once = asked.dropDuplicates([REQUEST_ID, COPY])
         # copies come to the model in one task and in their order, on any number of processors
         placed = once.repartition(tasks, REQUEST_ID).sortWithinPartitions(REQUEST_ID, COPY)

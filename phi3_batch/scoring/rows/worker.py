@@ -20,6 +20,9 @@ ALLOWED_S = f"{OURS}allowed_s"
 TEXT = "text"
 ENGINE = f"{OURS}engine"
 
+# Inputs of a chat that are whole numbers, which pandas makes floats of beside a null.
+_INTEGERS = ("max_tokens", "n")
+
 # A batch may take so long whatever is in it: a worker loads the model in its first one.
 HANG_SECONDS = 600
 _LONGEST_S = 1e9  # what a clock can still count
@@ -85,7 +88,7 @@ def answer_requests(
             if allowed_s is not None:
                 limit = min(hang_s + allowed_s, _LONGEST_S)
                 faulthandler.dump_traceback_later(limit, exit=True, file=nowhere)
-            yield batch[sound]
+            yield batch if sound.all() else _without_nulls(batch[sound])
 
     def of_nulls(sound: pd.Series) -> pd.DataFrame:
         return pd.DataFrame({name: [None] * len(sound) for name in columns}, dtype=object)
@@ -100,6 +103,14 @@ def answer_requests(
         finally:
             faulthandler.cancel_dump_traceback_later()
     yield from map(of_nulls, waiting)
+
+
+def _without_nulls(requests: pd.DataFrame) -> pd.DataFrame:
+    """Requests in the types that they had before pandas made room for nulls beside them."""
+    integers = [name for name in _INTEGERS if name in requests]
+    # and numbered anew: MLflow numbers some columns of a result
+    numbered = requests.reset_index(drop=True)
+    return numbered.infer_objects().astype(dict.fromkeys(integers, "int64"))
 
 
 def _in_place(
