@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 from pyspark.sql import DataFrame, SparkSession
 
+import phi3_batch
 from phi3_batch.cli import main
 from phi3_batch.scoring.compat import JVM_ERRORS
+from phi3_batch.scoring.rows import time_limit, worker
 from tests.conftest import Sample
 from tests.faults.harness import (
     SEED,
@@ -22,7 +24,7 @@ from tests.faults.harness import (
 from tests.spark.test_other_models import log
 from tests.spark.test_runs import OUT_OF_BUDGET
 from tests.spark.test_runs import said as said
-from tests.spark.test_score import score
+from tests.spark.test_score import MADRID, SPAIN, score
 
 Said = Callable[[], dict[str, str]]
 
@@ -120,6 +122,40 @@ def test_a_bad_row_costs_no_other(
     assert errors.pop("bad")["code"] == code
     assert set(errors.values()) == {None}
     assert prompt not in "".join(capfd.readouterr())
+
+
+def test_a_row_that_hangs_costs_no_other(
+    write: Write, read: Read, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "HANG_SECONDS", 10)
+    monkeypatch.setattr(time_limit, "_SECONDS_PER_TOKEN", 0)
+    monkeypatch.setattr(time_limit, "_SECONDS_PER_CHARACTER", 0)
+    output = str(tmp_path / "out")
+    source = write([("a", "sound"), ("b", "endless")], PROMPTS)
+    assert score(log("hanging"), source, output) == 0
+    rows = {row["id"]: row for row in read(output).collect()}
+    assert rows["a"]["completion"] == "sound"
+    assert rows["b"]["error"]["code"] == "worker_crashed"
+
+
+def test_the_python_functions(
+    spark: SparkSession, model_uri: str, chat_uri: str, write: Write, tmp_path: Path
+) -> None:
+    source, output = write([("a", SPAIN), ("b", None)], PROMPTS), str(tmp_path / "out")
+    job: dict[str, Any] = {"model": model_uri, "input": source, "output": output}
+    assert phi3_batch.plan(spark, **job).requests == 1
+    done = phi3_batch.score(spark, **job)
+    assert (done.complete, dict(done.errors)) == (True, {"null_prompt": 1})
+    assert done.output.where("id = 'a'").head()["completion"] == MADRID
+    assert phi3_batch.verify(spark, input=source, output=output).balance.ok
+
+    countries = spark.createDataFrame([("Spain",), (None,)], "country string")
+    answered = phi3_batch.complete(
+        countries, chat_uri, user_template="What is the capital of {country}?", temperature=0.0
+    )
+    rows = {row["country"]: row for row in answered.collect()}
+    assert rows["Spain"]["completion"] == MADRID
+    assert rows[None]["error"]["code"] == "null_prompt"
 
 
 def test_a_job_that_is_killed_is_resumed(
