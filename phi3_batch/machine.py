@@ -52,6 +52,27 @@ def available_memory_bytes() -> int:
     return max(0, min(rooms))
 
 
+def process_memory(pid: int) -> int:
+    """Bytes that a process has in memory.
+
+    Raises:
+        OSError: there is no such process.
+    """
+    pages = (_ROOT / f"proc/{pid}/statm").read_text().split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def process_start(pid: int) -> int:
+    """When a process began, in ticks since the machine did: ids of processes come again.
+
+    Raises:
+        OSError: there is no such process.
+    """
+    # after the name, which may have spaces and brackets in it; the 22nd field of all
+    fields = (_ROOT / f"proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[19])
+
+
 def children() -> set[int]:
     """Ids of the processes that this thread has started and that have not ended."""
     return set(

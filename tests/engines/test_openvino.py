@@ -298,7 +298,7 @@ def test_the_cache_has_half_of_what_the_weights_leave(
     block_bytes = BLOCK_TOKENS * 2 * 4 * 6 * 32 * 2
     weights = sum((tiny_folder.path / name).stat().st_size for name in tiny_folder.files)
     available = copies * weights + kv_budget._WORK_BYTES + 2 * 1000 * block_bytes
-    monkeypatch.setattr(kv_budget, "available_memory_bytes", lambda: available)
+    monkeypatch.setattr(kv_budget, "claim_memory", lambda decide: decide(available))
     monkeypatch.setattr(openvino, "instructions_for", lambda folder: by_our_kernel)
     assert new_openvino()._blocks == 1000
 

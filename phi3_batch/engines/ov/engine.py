@@ -20,7 +20,7 @@ from phi3_batch.engines.ov.int4 import (
     kept_layers,
     use_threads,
 )
-from phi3_batch.engines.ov.kv_budget import blocks_for, cache_blocks, cache_bytes
+from phi3_batch.engines.ov.kv_budget import blocks_for, cache_blocks, claim_blocks
 from phi3_batch.engines.ov.runtime import ContinuousBatchingPipeline, openvino, openvino_genai
 from phi3_batch.engines.ov.sequence import (
     NAME,
@@ -119,8 +119,10 @@ class OpenVINOEngine(Engine):
         self._properties["KV_CACHE_PRECISION"] = precision
         if memory_bytes is None:
             # OpenVINO's own layers multiply another form of weights than the file has
-            memory_bytes = cache_bytes(folder, weight_copies=1 if by_our_kernel else 2)
-        self._blocks = cache_blocks(folder, precision.size, memory_bytes)
+            copies = 1 if by_our_kernel else 2
+            self._blocks = claim_blocks(folder, precision.size, weight_copies=copies)
+        else:
+            self._blocks = cache_blocks(folder, precision.size, memory_bytes)
         # two threads of a serving process would take each other's steps
         self._lock = threading.Lock()
         self._pipeline: ContinuousBatchingPipeline | None = self._load()

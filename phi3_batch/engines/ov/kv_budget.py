@@ -1,6 +1,6 @@
 """How large the KV cache may be: by what a queue can use, and by the memory there is."""
 
-from phi3_batch.machine import available_memory_bytes
+from phi3_batch.memory_claims import claim_memory
 from phi3_batch.model_files.manifest import total_bytes
 from phi3_batch.model_files.onnx_build import ModelFolder
 
@@ -17,16 +17,26 @@ _SHARE = 0.5
 _WORK_BYTES = 500_000_000
 
 
-def cache_bytes(folder: ModelFolder, weight_copies: int) -> int:
-    """Memory for a model's KV cache: a share of what is left when the model is loaded.
+def claim_blocks(folder: ModelFolder, value_bytes: int, weight_copies: int) -> int:
+    """Blocks of a KV cache for a model: a share of what is left when the model is loaded.
+
+    The memory is claimed, with that of the model: another process on the machine does not count on
+    it too.
 
     Args:
         folder: the model, not loaded yet.
+        value_bytes: of one value in the cache.
         weight_copies: in how many forms its weights will be in memory. All weights are counted in
             each, more than the spec's forecast counts: what is left over here does no harm.
     """
-    weights = weight_copies * total_bytes(folder.path, folder.files)
-    return int(_SHARE * (available_memory_bytes() - weights - _WORK_BYTES))
+    taken = weight_copies * total_bytes(folder.path, folder.files) + _WORK_BYTES
+    block_bytes = _block_bytes(folder, value_bytes)
+
+    def decide(available: int) -> int:
+        blocks = cache_blocks(folder, value_bytes, int(_SHARE * (available - taken)))
+        return taken + blocks * block_bytes
+
+    return (claim_memory(decide) - taken) // block_bytes
 
 
 def cache_blocks(folder: ModelFolder, value_bytes: int, memory_bytes: int) -> int:
@@ -37,11 +47,14 @@ def cache_blocks(folder: ModelFolder, value_bytes: int, memory_bytes: int) -> in
         value_bytes: of one value in the cache.
         memory_bytes: for the cache; below 0 where there is too little for the model itself.
     """
-    token_bytes = folder.dimensions.cache_values_per_token * value_bytes
-    affordable = memory_bytes // (BLOCK_TOKENS * token_bytes)
+    affordable = memory_bytes // _block_bytes(folder, value_bytes)
     fewest = blocks_for(min(folder.context_length, FEWEST_CACHE_TOKENS))
     most = blocks_for(max(folder.context_length, MOST_CACHE_TOKENS))
     return max(fewest, min(affordable, most))
+
+
+def _block_bytes(folder: ModelFolder, value_bytes: int) -> int:
+    return BLOCK_TOKENS * folder.dimensions.cache_values_per_token * value_bytes
 
 
 def blocks_for(tokens: int) -> int:
