@@ -53,7 +53,7 @@ ifeq ($(MAKECMDGOALS)$(SPARK_$(VERSION)),test-spark)
 endif
 test-spark: $(VENV)/spark-$(VERSION)/installed
 	$(<D)/bin/python -m pytest --numprocesses 2 $(FILES) --durations 10 \
-	  $(or $(TESTS_$(VERSION)),tests/spark tests/processes tests/faults)
+	  $(or $(TESTS_$(VERSION)),tests/faults tests/processes tests/spark)
 
 $(VENV)/spark-connect/installed: $(VENV)/installed-test Makefile
 	@$(PYTHON) -m venv --clear $(@D)
