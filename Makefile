@@ -47,13 +47,14 @@ SPARK_4.1 := pyspark==4.1.1 delta-spark==4.1.0 mlflow==3.8.1
 SPARK_4.2 := pyspark==4.2.0 delta-spark==4.4.0
 # Over Spark Connect: a client without Java, and that of $(VENV) as the server.
 SPARK_connect := pyspark-client==4.2.0
+# in one process: in those of pytest-xdist, pyspark-client takes itself for its own doctests
 TESTS_connect := tests/connect
 ifeq ($(MAKECMDGOALS)$(SPARK_$(VERSION)),test-spark)
   $(error give VERSION=3.5, 4.0, 4.1, 4.2 or connect)
 endif
 test-spark: $(VENV)/spark-$(VERSION)/installed
-	$(<D)/bin/python -m pytest --numprocesses 2 $(FILES) --durations 10 \
-	  $(or $(TESTS_$(VERSION)),tests/faults tests/processes tests/spark)
+	$(<D)/bin/python -m pytest --durations 10 \
+	  $(or $(TESTS_$(VERSION)),--numprocesses 2 $(FILES) tests/faults tests/processes tests/spark)
 
 $(VENV)/spark-connect/installed: $(VENV)/installed-test Makefile
 	@$(PYTHON) -m venv --clear $(@D)
