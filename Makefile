@@ -1,6 +1,7 @@
 # make demo   the whole way on the embedded model: log, register, score, look
 # make test   lint, types, import rules, and every test but those of make faults
 # make test-spark VERSION=3.5   the tests of Spark jobs on another Spark: 3.5 to 4.2, connect
+# make test-matrix   some of them on 3.5, on 4.0 and over Spark Connect
 # make faults what takes long: 200 kills of real jobs, 40 races of two, executors and workers killed
 # make bench  every engine on a random model of real layer shapes; bench-short takes minutes
 #
@@ -15,10 +16,10 @@ unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-spark faults lint bench bench-short clean
+.PHONY: help demo test test-spark test-matrix faults lint bench bench-short clean
 
 help:
-	@sed -n '1,5s/^# //p' Makefile
+	@sed -n '1,6s/^# //p' Makefile
 
 demo: $(VENV)/installed
 	@$(BIN)/python jobs/demo.py
@@ -54,7 +55,14 @@ ifeq ($(MAKECMDGOALS)$(SPARK_$(VERSION)),test-spark)
 endif
 test-spark: $(VENV)/spark-$(VERSION)/installed
 	$(<D)/bin/python -m pytest --durations 10 \
-	  $(or $(TESTS_$(VERSION)),--numprocesses 2 $(FILES) tests/faults tests/processes tests/spark)
+	  $(or $(TESTS),$(TESTS_$(VERSION)),--numprocesses 2 $(FILES) tests/faults tests/processes tests/spark)
+
+# of the tests above, what differs most between versions
+CROSS_SECTION := $(addprefix tests/spark/test_,score.py chats.py runs.py other_models.py python.py)
+test-matrix:
+	$(MAKE) test-spark VERSION=3.5 TESTS='--numprocesses 2 $(FILES) $(CROSS_SECTION)'
+	$(MAKE) test-spark VERSION=4.0 TESTS='--numprocesses 2 $(FILES) $(CROSS_SECTION)'
+	$(MAKE) test-spark VERSION=connect
 
 $(VENV)/spark-connect/installed: $(VENV)/installed-test Makefile
 	@$(PYTHON) -m venv --clear $(@D)

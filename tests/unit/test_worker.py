@@ -116,4 +116,4 @@ def ends(hang_s: float, allowed_s: float, takes_s: float) -> int:
 
 def test_a_model_that_hangs_ends_its_process_and_one_in_time_does_not() -> None:
     assert ends(hang_s=0.1, allowed_s=0.05, takes_s=20) == 1
-    assert ends(hang_s=0.1, allowed_s=0.2, takes_s=0.3) == 7
+    assert ends(hang_s=0.5, allowed_s=0.75, takes_s=0.3) == 7
