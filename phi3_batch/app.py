@@ -43,7 +43,7 @@ class Done:
     Attributes:
         summary: what it has come to.
         page: its report; None where it was interrupted, or what draws it is not installed.
-        run_id: of its MLflow run; None where the store took none.
+        run_id: of the MLflow run that was made, resumed or ended; None where there was none.
         place: where to look that up.
         was_finished: whether every row was in the output before.
     """
@@ -180,7 +180,7 @@ def score(spark: SparkSession, options: RunOptions) -> ScoringResult:
             engines=frozenset(progress.engines),
             model=planned.job.model.resolved_uri,
             fingerprint=planned.run.fingerprint,
-            run_id=done.run_id,
+            run_id=done.run_id or tracking.tracked(planned.state.run_id),
             input_version=planned.job.input.version,
             output_version=version,
             output=tables.read_version(spark, planned.options.output, version),

@@ -66,6 +66,11 @@ class _MlflowRun:
     model_id: str | None
 
 
+def tracked(run_id: str | None) -> str | None:
+    """The id that is written beside rows, where it is of a run that MLflow has taken."""
+    return None if run_id is None or run_id.startswith(_UNTRACKED) else run_id
+
+
 class ScoringRun:
     """The MLflow run of a job. The store's answers are never waited for while a job scores.
 

@@ -83,6 +83,7 @@ def test_a_job_says_what_it_did_and_goes_on_where_it_was(
 
     third = phi3_batch.score(spark, **job)
     assert (third.complete, third.rows_scored, third.rows_done) == (True, 0, 302)
+    assert third.run_id == second.run_id
     assert phi3_batch.verify(spark, input=source, output=output).balance.ok
 
 
