@@ -20,7 +20,7 @@ from phi3_batch.errors import InvalidParameterError
 _FREE_TEXTS = frozenset({"stop", "system", "user_template"})
 _MAY_BE_EMPTY = frozenset({"keep"})  # which keeps no column then
 # What may be a path, beside what always is one.
-_PERHAPS_PATHS = frozenset({"checkpoint", "input", "model", "output"})
+_PERHAPS_PATHS = frozenset({"by_reference", "checkpoint", "input", "model", "output"})
 # Spark's, MLflow's and the runtimes' whole numbers have 64 bits.
 _LARGEST = 2**63 - 1
 _LINE_BREAKERS = ("Cc", "Zl", "Zp")  # control characters, and separators of lines and paragraphs

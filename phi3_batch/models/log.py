@@ -63,6 +63,7 @@ def log_prompt_model(
     check_names(name, registered_model_name, alias)
     form = prompt_form(params=params)
     form.check(folder)
+    reference = _reference(folder, by_reference)
     with _run(name):
         return _log(
             form,
@@ -71,7 +72,7 @@ def log_prompt_model(
             registered_model_name,
             alias,
             engine=engine,
-            by_reference=by_reference,
+            reference=reference,
         )
 
 
@@ -114,8 +115,9 @@ def log_chat_model(
     config = chat_config(name, model_config or {})
     form = chat_form()
     form.check(folder)
+    reference = _reference(folder, by_reference)
     with _run(name):
-        return _log(form, folder, name, registered_model_name, alias, config, engine, by_reference)
+        return _log(form, folder, name, registered_model_name, alias, config, engine, reference)
 
 
 def log_pipeline_model(
@@ -166,6 +168,14 @@ def log_pipeline_model(
             return _log(pipeline_form(), checkpoint, name, registered_model_name, alias, config)
 
 
+def _reference(folder: ModelFolder, uri: str | None) -> Reference | None:
+    if uri is None:
+        return None
+    reference = Reference.to(uri)
+    reference.check(folder.path, folder.files)
+    return reference
+
+
 def _run(name: str) -> contextlib.AbstractContextManager[object]:
     """The active MLflow run, or one of its own."""
     if mlflow.active_run():
@@ -181,12 +191,9 @@ def _log(
     alias: str | None,
     model_config: dict[str, Any] | None = None,
     engine: str | None = None,
-    by_reference: str | None = None,
+    reference: Reference | None = None,
 ) -> ModelInfo:
     manifest = folder.read_manifest()
-    reference = Reference.to(by_reference) if by_reference else None
-    if reference:
-        reference.check(manifest, folder.path)
     _log_params(name, _describe(folder, manifest) | ({"engine": engine} if engine else {}))
     with form.arguments(folder, manifest, engine, reference) as arguments:
         info: ModelInfo = mlflow.pyfunc.log_model(

@@ -7,6 +7,7 @@ would copy to each process.
 import hashlib
 import shutil
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -51,18 +52,19 @@ class Reference:
             return None
         return Path(unquote(parts.path) if parts.scheme else self.uri)
 
-    def check(self, manifest: Manifest, logged: Path) -> None:
+    def check(self, logged: Path, names: Iterable[str]) -> None:
         """See that the files are there, by their names and sizes.
 
         Args:
-            manifest: of the folder that is logged.
-            logged: that folder.
+            logged: the folder that is logged.
+            names: of its files.
 
         Raises:
             InvalidModelError: they are not.
         """
         sizes = self._sizes()
-        for name, (size, _) in manifest.files.items():
+        for name in names:
+            size = (logged / name).stat().st_size
             if sizes.get(name) != size:
                 found = f"with {sizes[name]:,} bytes" if name in sizes else "not at all"
                 raise InvalidModelError(

@@ -72,6 +72,7 @@ HOSTILE = {
     "register": [*NO_NAME, "a/b", "a:b", "x" * 5000],
     "name": [*NO_NAME, "a/b", "a:b", "x" * 5000],
     "engine": [*NO_NAME, "cuda"],
+    "by_reference": [*NO_FOLDER, "no-such-store://x/y", "runs:/nowhere/weights"],
     ("build", "model_dir"): [*NO_PATH, ".", "a_file", "a_folder/..", "a_file/below", "/proc"],
     ("log", "prompt", "model_dir"): NO_FOLDER,
     ("log", "chat", "model_dir"): NO_FOLDER,

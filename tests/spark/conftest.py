@@ -17,7 +17,11 @@ from tests.conftest import TINY_CHECKPOINT, TINY_MODEL, Sample
 from tests.worker_log import WORKER_SITE
 
 REGISTERED = "phi3-tiny"
-SPARK = Version(pyspark.__version__)
+
+
+def before(version: str) -> bool:
+    """Whether this is an older Spark."""
+    return Version(pyspark.__version__) < Version(version)
 
 
 @pytest.fixture(scope="session")

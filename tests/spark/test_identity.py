@@ -22,6 +22,7 @@ from phi3_batch.scoring.rows.hidden import with_texts
 from phi3_batch.scoring.rows.model import ModelKind, ScoringModel
 from phi3_batch.scoring.rows.source import Source
 from phi3_batch.scoring.rows.user_template import UserTemplate
+from tests.spark.conftest import before
 
 SETTINGS = "s"
 DEFAULTS = {"temperature": 0.0, "max_tokens": 256, "stop": (), "n": 1, "stream": False}
@@ -173,17 +174,21 @@ def every_type(spark: SparkSession) -> DataFrame:
         ).alias("messages"),
         F.when(F.col("id") % 2 == 0, F.col("id").cast("float") / 3).alias("half"),
         padded.alias("padded"),
-        F.expr("cast(id as string) collate UNICODE_CI").alias("collated"),
     )
+    nested = F.create_map("Ts", F.array(F.struct("local", "Ts", "half", "padded")))
+    base = base.withColumn("nested", nested)
+    if not HAS_VARIANTS:
+        return base
     return base.withColumns(
         {
-            "nested": F.create_map("Ts", F.array(F.struct("local", "Ts", "half", "padded"))),
+            "collated": F.expr("cast(id as string) collate UNICODE_CI"),
             "variant": F.to_variant_object(F.struct("Ts", "tiny")),
         }
     )
 
 
-PLAIN = ("Ts", "local", "tiny", "day", "padded", "collated", "variant")
+HAS_VARIANTS = not before("4.0")  # and collations
+PLAIN = ("Ts", "local", "tiny", "day", "padded", *(("collated", "variant") * HAS_VARIANTS))
 
 
 def all_that_tells_apart(spark: SparkSession) -> list[Any]:
@@ -276,7 +281,6 @@ JSONS = st.sampled_from(
 # name: how it is generated, as what it comes to Spark, and what is made of that
 TYPES: dict[str, tuple[st.SearchStrategy[Any], str, Callable[[Column], Column]]] = {
     "text": (BYTES, "binary", lambda column: column.cast("string")),
-    "collated": (TEXTS, "string", lambda column: F.collate(column, "UTF8_LCASE")),
     "byte": (st.integers(-3, 3), "tinyint", lambda column: column),
     "short": (st.integers(-3, 3), "smallint", lambda column: column),
     "int": (st.integers(-3, 3), "int", lambda column: column),
@@ -291,8 +295,10 @@ TYPES: dict[str, tuple[st.SearchStrategy[Any], str, Callable[[Column], Column]]]
     "local": (MICROS, "bigint", at),
     "duration": (MICROS, "bigint", days),
     "months": (st.integers(-14, 14), "int", lambda column: F.make_ym_interval(F.lit(0), column)),
-    "variant": (JSONS, "string", F.parse_json),
 }
+if HAS_VARIANTS:
+    TYPES["variant"] = (JSONS, "string", F.parse_json)
+    TYPES["collated"] = (TEXTS, "string", lambda column: F.collate(column, "UTF8_LCASE"))
 
 
 def frame(spark: SparkSession, values: Sequence[Sequence[Any]]) -> DataFrame:

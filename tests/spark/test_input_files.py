@@ -13,6 +13,7 @@ from pyspark.sql import Row, SparkSession
 from phi3_batch.errors import TableError
 from phi3_batch.scoring.delta.input_files import file_format, read_files
 from phi3_batch.scoring.delta.tables import Location, open_input
+from tests.spark.conftest import before
 
 Read = Callable[[str], list[Row]]
 
@@ -48,7 +49,8 @@ def test_json_lines_are_read_as_they_are(read_file: Read, tmp_path: Path) -> Non
     )
     (folder / "b.jsonl.gz").write_bytes(gzip.compress(rb'{"prompt": "\ud83d\ude00 \\ud83d"}'))
     rows = read_file(str(folder))
-    assert sorted(row["prompt"] for row in rows) == ["1.10", "c", "café", "😀 \\ud83d"]
+    number = "1.1" if before("4.0") else "1.10"  # which Spark reads as a number first
+    assert sorted(row["prompt"] for row in rows) == [number, "c", "café", "😀 \\ud83d"]
     assert {row["_corrupt_record"] for row in rows} == {None, "mine"}
 
 
@@ -99,6 +101,7 @@ def test_what_spark_would_make_text_of_is_refused(
     assert str(error.value) == said
 
 
+@pytest.mark.skipif(before("4.0"), reason="Spark reads no such file")
 def test_contents_that_are_lists_of_parts_are_their_text(read_file: Read, tmp_path: Path) -> None:
     looks_like_parts = '[{"type": "text", "text": "a"}]'
     contents: dict[str, tuple[Any, str | None]] = {

@@ -176,10 +176,12 @@ def test_jobs_that_are_refused(
     assert score(model_uri, source, output, "--id", "name") == 1
     check("ids that name two rows")
     rows: DataFrame = spark.read.format("delta").load(source)
+    spark.conf.set("spark.sql.ansi.enabled", "true")  # as it is from 4.0 on
     rows.selectExpr("cast(prompt AS int) AS number", "prompt").createOrReplaceTempView("broken")
     assert score(model_uri, "broken", output) == 1
     said = check("a view that cannot be read", by_spark=True)
     assert said.startswith("error: cannot read broken: [CAST_INVALID_INPUT] The value … of the")
+    spark.conf.unset("spark.sql.ansi.enabled")
     wrong = ModelSignature(Schema([ColSpec("long", "prompt")]), Schema([ColSpec("string")]))
     assert score(log("quoting", signature=wrong), source, output) == 1
     check("a batch that MLflow refuses")

@@ -14,11 +14,10 @@ from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
-from packaging.version import Version
 from pyspark.sql import DataFrame, SparkSession
 
 from tests.conftest import TINY_MODEL, ChatSample, Sample
-from tests.spark.conftest import SPARK
+from tests.spark.conftest import before
 from tests.spark.test_score import score
 
 DATA = Path(__file__).resolve().parent.parent / "data" / "logged_by_0.1.0.zip"
@@ -72,7 +71,7 @@ def test_models_of_release_0_1_0_are_scored(
     ]
 
 
-@pytest.mark.skipif(Version("4.2") > SPARK, reason="it runs on Spark 4.2 alone")
+@pytest.mark.skipif(before("4.2"), reason="it runs on Spark 4.2 alone")
 def test_release_0_1_0_scores_our_models(
     old: Path, chat_uri: str, store: Path, chat_samples: list[ChatSample], tmp_path: Path
 ) -> None:

@@ -9,6 +9,7 @@ from phi3_batch.scoring import session
 from phi3_batch.scoring.delta.tables import Location
 from phi3_batch.scoring.job import faults
 from phi3_batch.scoring.job.faults import Fault, classify, why
+from phi3_batch.scoring.rows.worker import MISCOUNTED
 
 OUTPUT = Location("/tables/out")
 WORKER_DIED = """An error occurred while calling o1.append.
@@ -45,7 +46,7 @@ OURS = MODEL_RAISED + "phi3_batch.errors.EngineError: onnxruntime-genai cannot l
         (MODEL_RAISED, Fault.RAISED, "the model raised ValueError in a Spark task"),
         (QUOTED_NOTHING, Fault.RAISED, "the model raised Refusal in a Spark task"),
         (OURS, Fault.FATAL, "onnxruntime-genai cannot load it"),
-        ("[RESULT_ROWS_MISMATCH] 3, not 2", Fault.FATAL, "another number of results than rows"),
+        (f"RuntimeError: {MISCOUNTED}", Fault.FATAL, "another number of results than rows"),
         ("java.io.IOException: No space left on device", Fault.FATAL, "the disk is full"),
         (WORKER_DIED + "\nNo space left on device", Fault.FATAL, "the disk is full"),
         ("[FAILED_READ_FILE.FILE_NOT_EXIST] part-0", Fault.FATAL, "files of a table are gone"),

@@ -52,6 +52,7 @@ _NOT_A_DELTA_TABLE = (
     "SCHEMA_NOT_FOUND",
     "DELTA_MISSING_DELTA_TABLE",
     "EXPECT_TABLE_NOT_VIEW",
+    "_LEGACY_ERROR_TEMP_1013",  # the same, before 4.0
 )
 
 
