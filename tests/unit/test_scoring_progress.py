@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -151,6 +151,7 @@ OF_A_RUN = [*json.loads(says("a-b", 2, record=RECORD))["phi3_batch"]["run"]]
 
 
 @given(st.sampled_from([*OF_A_RUN, "run", "start", "chunk", "number", "driver"]), JSON)
+@example("number", -1)
 def test_whatever_a_field_of_another_release_holds_is_no_failure(name: str, value: object) -> None:
     told = json.loads(says("a-b", 2, record=RECORD))
     (told["phi3_batch"]["run"] if name in OF_A_RUN else told["phi3_batch"])[name] = value

@@ -194,7 +194,8 @@ def _read_run(told: Any, fingerprint: str) -> RunRecord:
 
 def _number(told: Mapping[str, Any], name: str) -> int | None:
     value = told.get(name)
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return value if is_count else None
 
 
 def _text(told: Mapping[str, Any], name: str) -> str | None:
