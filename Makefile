@@ -32,14 +32,13 @@ SHORT_LIVED := -XX:TieredStopAtLevel=1 -XX:+UseSerialGC -XX:ReservedCodeCacheSiz
 # what an archive does not fit, a JVM ignores; it need not say so in what tests read
 test test-spark faults: export JDK_JAVA_OPTIONS := $(SHORT_LIVED) \
   -XX:SharedArchiveFile="$(abspath $(VENV)/spark.jsa)" -Xlog:disable
-# Three test processes on two processors, for one often waits for a Spark worker or a file. Threads
-# that wait for each other would take ten times as long.
+# two test processes on two processors: threads that wait for each other would take ten times as long
 test test-spark faults: export OMP_NUM_THREADS := 1
 # a file in one process, for its tests share what they make; in the order of names, for pytest-xdist
 # would take the files with the most tests first, which are the quick ones
 FILES := --dist loadfile --no-loadscope-reorder
 test: lint $(VENV)/spark.jsa
-	$(BIN)/pytest --numprocesses 3 $(FILES) --durations 10
+	$(BIN)/pytest --numprocesses 2 $(FILES) --durations 10
 
 # What platforms ship with each Spark, as far as it can be had; what is not named is that of $(VENV).
 SPARK_3.5 := pyspark==3.5.5 delta-spark==3.3.2 mlflow==3.0.1 sqlalchemy==2.0.* \
