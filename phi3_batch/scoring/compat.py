@@ -4,6 +4,8 @@ import re
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
+import pyspark
+from packaging.version import Version
 from pyspark.errors import PySparkException
 from pyspark.sql import Column, SparkSession, types
 from pyspark.sql import functions as F
@@ -34,6 +36,10 @@ _QUERY_LOGGERS = ("DataFrameQueryContextLogger", "SQLQueryContextLogger")
 # What Delta raises where another writer's commit is in the way. Its exceptions have classes in
 # Python in some of its versions, and these names in all.
 _IN_THE_WAY = re.compile(r"\[DELTA_(?:CONCURRENT_\w+|METADATA_CHANGED|PROTOCOL_CHANGED)")
+
+# Whether a table that is replaced by its name stays the same table, with its history. Before 4.0
+# it may be dropped and made again.
+REPLACES_BY_NAME = Version(pyspark.__version__) >= Version("4.0")
 
 _LONG_RANGE = 100_000
 

@@ -22,6 +22,7 @@ from phi3_batch.scoring.job.cut import Chunk
 from phi3_batch.scoring.job.writer import RunWriter
 from phi3_batch.scoring.rows import identity
 from tests.conftest import Sample
+from tests.spark.conftest import before
 from tests.spark.rows import complete
 from tests.spark.test_score import MADRID, SPAIN, score
 
@@ -408,6 +409,7 @@ def test_a_plan_says_what_a_job_would_take(
     assert not output.exists()
 
 
+@pytest.mark.skipif(before("4.0"), reason="a table is replaced by its path")
 def test_a_table_by_name_is_resumed_too(
     spark: SparkSession, model_uri: str, many: str, said: Said
 ) -> None:

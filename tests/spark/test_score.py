@@ -11,8 +11,10 @@ from pyspark.sql import DataFrame, SparkSession
 from phi3_batch.cli import main
 from phi3_batch.engines import Engine
 from phi3_batch.engines.registry import choose
+from phi3_batch.scoring import compat
 from phi3_batch.scoring.job import forecast
 from tests.conftest import Sample
+from tests.spark.conftest import before
 from tests.spark.rows import complete
 from tests.worker_log import engine_loads
 
@@ -180,6 +182,7 @@ def test_files_are_scored_too(model_uri: str, read: Read, tmp_path: Path) -> Non
     assert (row["completion"], row["note"]) == (MADRID, "a,b")
 
 
+@pytest.mark.skipif(before("4.0"), reason="a table is replaced by its path")
 def test_tables_are_named_as_well_as_pathed(
     spark: SparkSession, model_uri: str, write_prompts: WritePrompts
 ) -> None:
@@ -196,6 +199,25 @@ def test_tables_are_named_as_well_as_pathed(
         spark.sql("DROP VIEW IF EXISTS viewed_prompts")
         spark.sql("DROP TABLE IF EXISTS named_prompts")
         spark.sql("DROP TABLE IF EXISTS named_completions")
+
+
+def test_a_spark_that_may_drop_a_table_replaces_none_by_name(
+    spark: SparkSession,
+    model_uri: str,
+    write_prompts: WritePrompts,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(compat, "REPLACES_BY_NAME", False)
+    spark.sql("CREATE TABLE kept_completions (x int) USING delta")
+    try:
+        source = write_prompts([SPAIN])
+        assert score(model_uri, source, "kept_completions", "--mode", "overwrite") == 1
+        assert "give its path, or DROP it first" in capsys.readouterr().err
+        path = spark.sql("DESCRIBE DETAIL kept_completions").head()["location"]
+        assert score(model_uri, source, path, "--mode", "overwrite") == 0  # the advice
+    finally:
+        spark.sql("DROP TABLE kept_completions")
 
 
 def test_modes_append_and_overwrite(

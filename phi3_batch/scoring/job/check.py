@@ -11,7 +11,7 @@ from pyspark.sql.types import StructField, StructType
 
 from phi3_batch.errors import InvalidParameterError, TableError
 from phi3_batch.generation import GenerationParams
-from phi3_batch.scoring import session
+from phi3_batch.scoring import compat, session
 from phi3_batch.scoring.delta import incremental, tables
 from phi3_batch.scoring.delta.record import RunIdentity
 from phi3_batch.scoring.delta.tables import InputTable, OutputTable
@@ -65,6 +65,12 @@ def check_job(spark: SparkSession, options: ScoreOptions) -> CheckedJob:
     output = tables.open_output(spark, options.output)
     if output.path is not None and output.path == table.path:
         raise TableError(f"output {output.location.text} is the input: give another table")
+    is_replaced = options.mode == "overwrite" and output.version is not None
+    if is_replaced and not options.output.is_path and not compat.REPLACES_BY_NAME:
+        raise TableError(
+            f"output {output.location.text} cannot be replaced by its name with this Spark, which"
+            " may drop it and its history: give its path, or DROP it first"
+        )
     if output.path is not None:
         session.check_writable(spark, output.path)
     kept = kept_fields(table.rows.schema, options.keep, added, any_name=output.takes_any_name)
