@@ -203,9 +203,9 @@ def plan(spark: SparkSession, options: JobOptions) -> JobPlan:
         planned = _plan(spark, options)
         return JobPlan(
             rows=planned.total,
-            rows_done=planned.total - sum(chunk.rows for chunk in planned.to_do),
+            rows_done=planned.rows_done,
             refused=dict(planned.refused),
-            requests=sum(chunk.requests for chunk in planned.to_do),
+            requests=planned.requests_to_do,
             chunks=len(planned.to_do),
             columns=planned.columns,
             fingerprint=planned.run.fingerprint,
@@ -268,7 +268,7 @@ def carry_out(
             page = None
         else:
             page = run.record(planned, summary)
-    return Done(summary, page, run.tracked_id, run.place, was_finished=False)
+    return Done(summary, page, tracking.tracked(run.run_id), run.place, was_finished=False)
 
 
 def _plan(spark: SparkSession, options: JobOptions) -> ScoringPlan:

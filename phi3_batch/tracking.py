@@ -96,11 +96,6 @@ class ScoringRun:
         self.run_id = run.id if run else f"{_UNTRACKED}{uuid.uuid4().hex}"
 
     @property
-    def tracked_id(self) -> str | None:
-        """Of the run, where MLflow has it."""
-        return self._run.id if self._run else None
-
-    @property
     def place(self) -> str:
         """Where to look it up."""
         if self._run is None:

@@ -2,16 +2,13 @@
 
 from mlflow.exceptions import MlflowException
 
-from phi3_batch.errors import Phi3BatchError
 from phi3_batch.scoring.compat import SPARK_ERRORS
 from phi3_batch.scoring.job import faults
 from phi3_batch.scoring.said import first_line
 
 
 def in_one_line(error: Exception) -> str | None:
-    """What to tell the user, if an error is for the user; else it is a mistake of ours."""
-    if isinstance(error, Phi3BatchError):
-        return str(error)
+    """What to tell the user of an error that is not ours; None where it is a mistake of ours."""
     if isinstance(error, MlflowException):  # a store that does not answer, a name it refuses
         return f"MLflow: {first_line(error)}"
     if isinstance(error, SPARK_ERRORS):  # a file that has gone, a full disk

@@ -108,7 +108,7 @@ def make_forecast(spark: SparkSession, plan: ScoringPlan, executors: int | None)
     Raises:
         ScoringError: the few requests could not be scored.
     """
-    requests = sum(chunk.requests for chunk in plan.to_do)
+    requests = plan.requests_to_do
     return Forecast(
         tokens=_count_tokens(plan.work) if plan.work else None,
         pilot=_pilot(spark, plan, plan.work) if plan.work and requests else None,

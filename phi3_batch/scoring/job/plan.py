@@ -98,6 +98,16 @@ class ScoringPlan:
         return tuple(chunk for chunk in self.chunks if chunk.number not in self.done)
 
     @property
+    def rows_done(self) -> int:
+        """Rows of the run that need no scoring, those in the output among them."""
+        return self.total - sum(chunk.rows for chunk in self.to_do)
+
+    @property
+    def requests_to_do(self) -> int:
+        """Distinct requests that are not in the output yet."""
+        return sum(chunk.requests for chunk in self.to_do)
+
+    @property
     def finished(self) -> bool:
         """Whether the output has all of the run, and nothing is left to write."""
         begun = self.state.begin is None or self.state.may_wait

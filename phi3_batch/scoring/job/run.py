@@ -158,8 +158,8 @@ def run_scoring(
     """
     progress = Progress(
         rows=plan.total,
-        rows_done=plan.total - sum(chunk.rows for chunk in plan.to_do),
-        requests_left=sum(chunk.requests for chunk in plan.to_do),
+        rows_done=plan.rows_done,
+        requests_left=plan.requests_to_do,
     )
     job = _Job(spark, plan, run_id, budget, progress, on_progress, on_chunk)
     outcome = job.run()
