@@ -82,6 +82,8 @@ class RowScorer:
         an order that is the same each time and on from those that the output has, and the model
         gives each copy a text of its own.
         """
+        if self.work.is_greedy:  # counting would shuffle all rows
+            return rows.withColumn(COPY, F.lit(0))
         order = Window.partitionBy(REQUEST_ID).orderBy(
             identity.row_digest(rows.schema, self.work.kept)
         )
