@@ -5,6 +5,8 @@ Exit codes: 0 done (rows with errors included: they are data), 1 an error said i
 any more, 143 terminated.
 """
 
+import atexit
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -88,5 +90,7 @@ def _one_line(error: Exception) -> str | None:
 
 def run() -> None:
     """Entry point of the command ``phi3-batch``."""
+    # else Python looks once more through all that was imported before it ends: for a second
+    atexit.register(gc.freeze)
     if code := main():  # Databricks takes any exit for a failed task
         sys.exit(code)
