@@ -31,15 +31,6 @@ _JAVA = (
 )
 _PATIENCE_S = 300
 
-# Writes one version of a Delta table after the other, of JSON lines.
-_WRITE_VERSIONS = """
-import sys
-from phi3_batch.scoring.session import get_session
-spark, (table, *versions) = get_session(), sys.argv[1:]
-for rows in versions:
-    spark.read.json(rows).write.format("delta").mode("overwrite").save(table)
-"""
-
 SEED = int(os.environ.get("PHI3_BATCH_SEED", time.time_ns() % 10**6))
 
 Row = dict[str, Any]
@@ -72,13 +63,34 @@ def write_rows(rows: Sequence[Row], path: Path) -> Path:
 
 
 def write_versions(place: "Workplace", *versions: Sequence[Row]) -> Path:
-    """A Delta table with these versions."""
-    table = place.folder / "versions"
-    files = [
-        write_rows(rows, place.folder / f"{number}.jsonl") for number, rows in enumerate(versions)
+    """A Delta table with these versions, each a file of its own: no Spark has to start for it."""
+    table, path = place.folder / "versions", ""
+    (table / "_delta_log").mkdir(parents=True)
+    types = {int: "long", str: "string"}
+    fields = [
+        {"name": name, "type": types[type(value)], "nullable": True, "metadata": {}}
+        for name, value in next(row for row in versions[0] if None not in row.values()).items()
     ]
-    command = [sys.executable, "-c", _WRITE_VERSIONS, str(table), *map(str, files)]
-    subprocess.run(command, env=place.environment, cwd=place.folder, check=True)
+    made = {
+        "id": "versions",
+        "format": {"provider": "parquet", "options": {}},
+        "schemaString": json.dumps({"type": "struct", "fields": fields}),
+        "partitionColumns": [],
+        "configuration": {},
+    }
+    for number, rows in enumerate(versions):
+        actions: list[Row] = [{"commitInfo": {"timestamp": number, "operation": "WRITE"}}]
+        if path:
+            actions.append({"remove": {"path": path, "dataChange": True}})
+        else:
+            actions += [{"protocol": {"minReaderVersion": 1, "minWriterVersion": 2}}]
+            actions += [{"metaData": made}]
+        path = f"{number}.parquet"
+        pq.write_table(pa.Table.from_pylist(rows), table / path)
+        add = {"path": path, "partitionValues": {}, "modificationTime": 0, "dataChange": True}
+        actions.append({"add": add | {"size": (table / path).stat().st_size}})
+        commit = table / "_delta_log" / f"{number:020}.json"
+        commit.write_text("".join(json.dumps(action) + "\n" for action in actions))
     return table
 
 
@@ -292,22 +304,28 @@ def find_workers(ancestor: int) -> list[int]:
     return [process.pid for process in daemons if process.parent in pids]
 
 
-def await_busy_worker(ancestor: int, job: "Job") -> int:
-    """Wait for a Python worker that computes half a second long; returns its process id."""
+def await_busy_worker(ancestor: int, ends_within: Callable[[float], bool]) -> int:
+    """Wait for a Python worker that computes half a second long; returns its process id.
+
+    Args:
+        ancestor: a process id that it is below.
+        ends_within: waits so many seconds for the end of the job.
+    """
     since: dict[int, float] = {}
     before: dict[int, float] = {}
-    while not job.ends_within(0.05):
+    while not ends_within(0.05):
         for pid in find_workers(ancestor):
             with contextlib.suppress(OSError):  # it has ended in the meantime
-                used_s = _processor_seconds(pid)
+                used_s = processor_seconds(pid)
                 # and goes on to: it has not just come to its end
                 if before.get(pid, used_s) < used_s > since.setdefault(pid, used_s) + 0.5:
                     return pid
                 before[pid] = used_s
-    raise AssertionError(job.words())
+    raise AssertionError("the job has ended")
 
 
-def _processor_seconds(pid: int) -> float:
+def processor_seconds(pid: int) -> float:
+    """The processor time that a process has used."""
     # https://docs.kernel.org/filesystems/proc.html: user and system time
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")

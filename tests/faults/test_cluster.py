@@ -100,7 +100,7 @@ def test_an_executor_that_is_killed_with_an_engine_in_it(
     source = write_rows(rows, workplace.folder / "rows.jsonl")
     job = submit(cluster, workplace, model_uri, source)
     assert job.await_progress(partial(is_beyond, 0)), job.words()
-    await_busy_worker(os.getpid(), job)
+    await_busy_worker(os.getpid(), job.ends_within)
     os.kill(await_executor(set()), signal.SIGKILL)
     assert job.finish() == 0, job.words()
     found = compare(

@@ -11,7 +11,7 @@ from tests.faults.killer import endure_all
 def test_kills_lose_and_double_nothing_and_cost_two_chunks_each(
     noting_uri: str, workplace: Workplace, samples: list[Sample]
 ) -> None:
-    rows = distinct_rows(samples, 2_400 if IS_DEEP else 900)
+    rows = distinct_rows(samples, 2_400 if IS_DEEP else 600)
     known = {row["prompt"]: answer_of(row["prompt"]) for row in rows}
     ordeals = endure_all(KILLS - KILLS // 5, workplace, noting_uri, rows, known, sees_answers=True)
     for ordeal in ordeals:

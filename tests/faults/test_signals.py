@@ -35,6 +35,7 @@ def stop(job: Job) -> str:
     return job.stderr[-1]
 
 
+@deep
 def test_sigterm_leaves_whole_chunks_and_says_how_many_rows(
     noting_uri: str, workplace: Workplace, samples: list[Sample]
 ) -> None:

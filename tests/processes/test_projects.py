@@ -14,6 +14,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import ExecutionException
 
+from phi3_batch.cli import main
 from tests.conftest import REPOSITORY, SAMPLE_DATA, TINY_CHECKPOINT, TINY_MODEL, ChatSample
 
 # where `mlflow`, and the `python` of the entry points, are found
@@ -91,8 +92,7 @@ def test_the_story_of_a_model(
 
     # it answers the smoke rows, so it is promoted; the run says how
     smoke = SAMPLE_DATA / "smoke.jsonl"
-    promote = ["phi3-batch", "promote", "story", "1", "--smoke", str(smoke)]
-    subprocess.run([*promote, "--alias", "champion"], check=True)
+    assert main(["promote", "story", "1", "--smoke", str(smoke), "--alias", "champion"]) == 0
     promoted = client.get_model_version_by_alias("story", "champion")
     assert promoted.version == 1
     smoke_run = client.get_run(promoted.tags["phi3_batch.smoke_run_id"])
@@ -180,6 +180,7 @@ def test_parameters_without_a_default_are_required(
 @pytest.mark.parametrize(
     ("entry_point", "folder", "models"),
     [
+        # log_chat is in the story
         ("log_prompt", {"model_dir": TINY_MODEL}, {"phi3-prompt"}),
         (
             "log_pipeline",

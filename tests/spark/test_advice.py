@@ -25,19 +25,15 @@ def plan(
     spark: SparkSession,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Plan:
-    """Plan a job over a table of one row, given in SQL; returns the error, or nothing."""
+    """Plan a job over a view of one row, given in SQL; returns the error, or nothing."""
     nothing_tried = Forecast(tokens=None, pilot=None, requests=0, executors=1, cores_each=1)
     monkeypatch.setattr(forecast, "make_forecast", lambda *_, **__: nothing_tried)
 
     def run(row: str, model: str, *options: str, output: str = "") -> str:
-        source, output = str(tmp_path / "in"), output or str(tmp_path / "out")
         if row:
-            rows = spark.sql(f"SELECT {row}").write.format("delta").mode("overwrite")
-            rows.option("overwriteSchema", "true").option("delta.columnMapping.mode", "name").save(
-                source
-            )
+            spark.sql(f"SELECT {row}").createOrReplaceTempView("asked")
         capfd.readouterr()
-        code = score(model, source, output, "--dry-run", *options)
+        code = score(model, "asked", output or str(tmp_path / "out"), "--dry-run", *options)
         last = (capfd.readouterr().err.splitlines() or [""])[-1]
         assert code == (1 if last.startswith("error: ") else 0)
         return last if code else ""
@@ -99,8 +95,13 @@ def test_a_column_of_text_for_a_model_of_messages(
 
 
 def test_names_of_tables_where_paths_are_meant(
-    plan: Plan, model_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plan: Plan,
+    model_uri: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    write_prompts: Callable[..., str],
 ) -> None:
+    write_prompts(["Hi"], name="in")
     monkeypatch.chdir(tmp_path)
     said = plan("'Hi' prompt", model_uri, output="answers")
     assert said.endswith("give a path, such as ./answers")
@@ -111,7 +112,8 @@ def test_names_of_tables_where_paths_are_meant(
     said = plan("", model_uri, "--input", "in")
     assert said.endswith("for the folder of that name give ./in")
     assert plan("", model_uri, "--input", "./in") == ""
-    assert plan("", model_uri, output=str(tmp_path / "in")).endswith("give another table")
+    same = {"output": str(tmp_path / "in")}
+    assert plan("", model_uri, "--input", "./in", **same).endswith("give another table")
 
 
 def test_options_that_go_with_others(plan: Plan, model_uri: str) -> None:

@@ -47,7 +47,7 @@ def test_every_sample_chat_is_answered_right(
     read: Read,
     tmp_path: Path,
 ) -> None:
-    uri, rows_asked = request.getfixturevalue(f"{form}_uri"), 335 if form == "chat" else 60
+    uri, rows_asked = request.getfixturevalue(f"{form}_uri"), 335 if form == "chat" else 20
     output = str(tmp_path / "out")
     limit = ("--limit", str(rows_asked))  # transformers takes its time
     assert score(uri, sample_chats, output, "--keep-response", *limit) == 0

@@ -40,8 +40,10 @@ ODD_SESSION = {
     "spark.sql.legacy.castComplexTypesToString.enabled": "true",
     "spark.sql.mapKeyDedupPolicy": "LAST_WIN",
     "spark.sql.timestampType": "TIMESTAMP_NTZ",
-    _CHAR_IS_A_TYPE: "true",
 }
+HAS_VARIANTS = not before("4.0")  # and collations, and values of type char
+if HAS_VARIANTS:
+    ODD_SESSION[_CHAR_IS_A_TYPE] = "true"
 
 ROWS = 40
 # One job for all that is generated: what counts is how many values there are, not examples.
@@ -73,7 +75,12 @@ def session_with(spark: SparkSession, conf: Mapping[str, str], locale: str) -> I
 
 def at(micros: Column) -> Column:
     """A timestamp without a zone, so many microseconds after 1970."""
-    return F.timestamp_add("MICROSECOND", micros, F.lit("1970-01-01").cast("timestamp_ntz"))
+    return F.lit("1970-01-01").cast("timestamp_ntz") + duration(micros)
+
+
+def duration(micros: Column) -> Column:
+    """An interval of so many microseconds."""
+    return F.make_dt_interval(secs=(micros / 10**6).cast("decimal(18,6)"))
 
 
 def template(text: str) -> Source:
@@ -158,7 +165,7 @@ def test_requests_that_were_told_apart_keep_their_ids(spark: SparkSession) -> No
 
 def every_type(spark: SparkSession) -> DataFrame:
     """Rows with all that a session's settings may render otherwise, nested too."""
-    is_char = spark.conf.get(_CHAR_IS_A_TYPE) == "true"
+    is_char = spark.conf.get(_CHAR_IS_A_TYPE, "false") == "true"
     padded = (
         F.expr("cast(id as char(4))") if is_char else F.rpad(F.col("id").cast("string"), 4, " ")
     )
@@ -187,7 +194,6 @@ def every_type(spark: SparkSession) -> DataFrame:
     )
 
 
-HAS_VARIANTS = not before("4.0")  # and collations
 PLAIN = ("Ts", "local", "tiny", "day", "padded", *(("collated", "variant") * HAS_VARIANTS))
 
 
@@ -256,10 +262,6 @@ def test_ids_that_an_earlier_release_gave_are_not_verified_wrongly(spark: SparkS
 # --- values ---
 
 
-def days(micros: Column) -> Column:
-    return F.make_dt_interval(F.lit(0), F.lit(0), F.lit(0), (micros / 10**6).cast("decimal(18,6)"))
-
-
 MICROS = st.one_of(
     st.integers(0, 3), st.sampled_from([10**6, 86_400 * 10**6, -1, 1_729_990_800_000_000])
 ).flatmap(lambda start: st.integers(start, start + 2))
@@ -293,7 +295,7 @@ TYPES: dict[str, tuple[st.SearchStrategy[Any], str, Callable[[Column], Column]]]
     "date": (st.dates(dt.date(1, 1, 1), dt.date(1, 1, 9)), "date", lambda column: column),
     "instant": (MICROS, "bigint", F.timestamp_micros),
     "local": (MICROS, "bigint", at),
-    "duration": (MICROS, "bigint", days),
+    "duration": (MICROS, "bigint", duration),
     "months": (st.integers(-14, 14), "int", lambda column: F.make_ym_interval(F.lit(0), column)),
 }
 if HAS_VARIANTS:

@@ -122,11 +122,10 @@ def test_a_model_that_fails_only_in_larger_batches_ends_the_job(
     reason: str,
     store: Path,
     write_prompts: WritePrompts,
-    read: Read,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    prompts = [f"prompt {number}" for number in range(30)]
+    prompts = [f"prompt {number}" for number in range(12)]  # halves are answered
     output = tmp_path / "out"
     assert score(log(name), write_prompts(prompts), str(output)) == 1
     last = capsys.readouterr().err.splitlines()[-1]
@@ -134,9 +133,7 @@ def test_a_model_that_fails_only_in_larger_batches_ends_the_job(
     failed = mlflow.search_runs(search_all_experiments=True, order_by=["start_time DESC"]).iloc[0]
     assert failed["status"] == "FAILED"
 
-    # nothing is in the way of another model
-    assert score(log("first_only"), write_prompts(["a"], name="one"), str(output)) == 0
-    assert read(str(output)).count() == 1
+    assert not list(output.glob("_delta_log/*.json"))  # nothing is in the way of another model
 
 
 def test_a_row_at_which_the_model_raises_costs_no_other(
@@ -147,19 +144,19 @@ def test_a_row_at_which_the_model_raises_costs_no_other(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     """It is found by halving; what the model said of it is nobody's business."""
-    prompts = ["sound", "sound too", *(f"filler {number}" for number in range(97)), "poison"]
+    prompts = ["sound", "sound too", *(f"filler {number}" for number in range(13)), "poison"]
     output = str(tmp_path / "out")
 
     assert score(log("choking"), write_prompts(prompts), output) == 0
 
     rows = {row["prompt"]: row for row in read(output).collect()}
-    assert len(rows) == 100
+    assert len(rows) == 16
     poisoned = rows.pop("poison")
     assert tuple(poisoned["error"]) == ("engine_error", "the model raised ValueError")
     assert poisoned["completion"] is None
     assert all(row["completion"] == prompt for prompt, row in rows.items())
     out, err = capfd.readouterr()
     retries = next(line.split()[1] for line in out.splitlines() if line.startswith("retries"))
-    assert 2 <= int(retries) <= 10  # log2 of 100 and the job that failed first
+    assert 2 <= int(retries) <= 7  # log2 of 16 and the job that failed first
     assert "Traceback" not in out + err
     assert "poison" not in out + err

@@ -1,0 +1,106 @@
+"""A job that is stopped, and one whose Python workers die: chunks stay whole, no row is blamed.
+
+The deep runs of both are in tests/faults.
+"""
+
+import os
+import re
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from random import Random
+from threading import Event
+
+import pytest
+from pyspark.sql import SparkSession
+
+from tests.conftest import Sample
+from tests.faults.harness import (
+    SEED,
+    Workplace,
+    chunk_commits,
+    compare,
+    distinct_rows,
+    find_workers,
+    processor_seconds,
+    read_table,
+    to_int,
+    write_versions,
+)
+from tests.spark.test_score import score
+from tests.worker_log import engine_loads
+
+HOW_TO_GO_ON = r"([\d,]+) of ([\d,]+) rows are in the output; run the same command to continue"
+ROWS = 900
+
+
+@pytest.fixture
+def workplace(store: Path, tmp_path: Path) -> Iterator[Workplace]:
+    """A place for processes that use the store of the tests' session."""
+    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{store}/mlflow.db"}
+    environment.pop("SPARK_CONF_DIR")
+    place = Workplace(tmp_path, environment)
+    yield place
+    place.clear()
+
+
+def test_sigterm_leaves_whole_chunks_and_says_how_many_rows(
+    model_uri: str, spark: SparkSession, workplace: Workplace, samples: list[Sample]
+) -> None:
+    rows = distinct_rows(samples, ROWS)
+    source, output = write_versions(workplace, rows), workplace.folder / "out"
+
+    # while chunks are in flight
+    job = workplace.start("--model", model_uri, "--input", source, "--output", output)
+    assert job.await_progress(lambda done, _: done > 0), job.words()
+    assert not job.ends_within(Random(SEED).uniform(0, 1)), job.words()
+    job.process.send_signal(signal.SIGTERM)
+    assert job.finish() == 143, job.words()
+    told = re.fullmatch(f"interrupted: {HOW_TO_GO_ON}", job.stderr[-1])
+    assert told, job.words()
+    done = chunk_commits(output)
+    print(f"seed {SEED}: {told[0]}; {len(done)} chunks")
+    assert to_int(told[2]) == ROWS
+    assert 0 < to_int(told[1]) < ROWS
+    assert to_int(told[1]) == len(read_table(output)) == sum(commit.rows for commit in done)
+
+    # and the rest, by another process: no chunk is done again, so those that were there were whole
+    assert score(model_uri, str(source), str(output)) == 0
+    assert compare(rows, output, {sample.prompt: sample.answer for sample in samples}).ok
+    commits = chunk_commits(output)
+    assert commits[: len(done)] == done
+    assert sorted(commit.chunk for commit in commits) == list(range(4))
+
+
+def test_a_worker_that_dies_with_an_engine_in_it_costs_no_row(
+    model_uri: str,
+    spark: SparkSession,
+    workplace: Workplace,
+    samples: list[Sample],
+    worker_log: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    rows = distinct_rows(samples, ROWS)
+    source, output = write_versions(workplace, rows), workplace.folder / "out"
+    ended = Event()
+
+    def kill_one() -> None:
+        used_s = dict[int, float]()
+        while not ended.wait(0.01):
+            for pid in {*map(int, engine_loads(worker_log))} & {*find_workers(os.getpid())}:
+                now_s = processor_seconds(pid)
+                if now_s > used_s.setdefault(pid, now_s) + 0.2:  # a chunk takes twice that
+                    os.kill(pid, signal.SIGKILL)
+                    return
+
+    with ThreadPoolExecutor(1) as beside:
+        killed = beside.submit(kill_one)
+        code = score(model_uri, str(source), str(output))
+        ended.set()
+    killed.result()
+    assert code == 0
+    out = capfd.readouterr().out
+    assert re.search(r"^retries +[1-9]", out, re.MULTILINE), out
+    assert re.search(r"^errors +0$", out, re.MULTILINE), out
+    assert compare(rows, output, {sample.prompt: sample.answer for sample in samples}).ok
