@@ -3,15 +3,16 @@
 PHI3_BATCH_KILLS says how many kills there are, PHI3_BATCH_SEED when they come.
 """
 
-from tests.conftest import IS_DEEP, KILLS, Sample
+from tests.conftest import KILLS, Sample, deep
 from tests.faults.harness import Workplace, answer_of, distinct_rows
 from tests.faults.killer import endure_all
 
 
+@deep
 def test_kills_lose_and_double_nothing_and_cost_two_chunks_each(
     noting_uri: str, workplace: Workplace, samples: list[Sample]
 ) -> None:
-    rows = distinct_rows(samples, 2_400 if IS_DEEP else 600)
+    rows = distinct_rows(samples, 2_400)
     known = {row["prompt"]: answer_of(row["prompt"]) for row in rows}
     ordeals = endure_all(KILLS - KILLS // 5, workplace, noting_uri, rows, known, sees_answers=True)
     for ordeal in ordeals:

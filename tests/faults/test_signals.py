@@ -92,6 +92,7 @@ def test_ctrl_c_while_spark_starts_leaves_no_jvm(
     assert not [line for line in job.stderr if "Traceback" in line], job.words()
 
 
+@deep
 def test_a_driver_jvm_that_dies_is_one_line_and_a_failed_run(
     noting_uri: str, workplace: Workplace, samples: list[Sample]
 ) -> None:

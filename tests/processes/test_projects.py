@@ -92,7 +92,9 @@ def test_the_story_of_a_model(
 
     # it answers the smoke rows, so it is promoted; the run says how
     smoke = SAMPLE_DATA / "smoke.jsonl"
-    assert main(["promote", "story", "1", "--smoke", str(smoke), "--alias", "champion"]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_LOGGING_LEVEL", "WARNING")  # it is as it was for `mlflow run`
+        assert main(["promote", "story", "1", "--smoke", str(smoke), "--alias", "champion"]) == 0
     promoted = client.get_model_version_by_alias("story", "champion")
     assert promoted.version == 1
     smoke_run = client.get_run(promoted.tags["phi3_batch.smoke_run_id"])
