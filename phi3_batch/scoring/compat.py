@@ -116,9 +116,16 @@ def context_of(spark: SparkSession) -> Any:
 
 
 def new_session(spark: SparkSession) -> SparkSession:
-    """A session beside another, with settings and temporary views of its own."""
+    """A session beside another: the same catalogs, settings and temporary views of its own."""
     if context_of(spark) is not None:
-        return spark.newSession()
+        made = spark.newSession()
+        # a catalog may have been configured since Spark started
+        given: Any = spark._jsparkSession.conf().getAll().iterator()
+        while given.hasNext():
+            setting = given.next()
+            if setting._1().startswith("spark.sql.catalog."):
+                made.conf.set(setting._1(), setting._2())
+        return made
     # over Spark Connect, and from 4.1 on
     if hasattr(spark, "cloneSession"):
         cloned: SparkSession = spark.cloneSession()

@@ -270,8 +270,8 @@ class Committer:
         if self._own_session is None:
             session = compat.new_session(self._spark)
             # names of tables mean the same in both
-            session.catalog.setCurrentCatalog(self._spark.catalog.currentCatalog())
-            session.catalog.setCurrentDatabase(self._spark.catalog.currentDatabase())
+            catalog = self._spark.catalog
+            session.sql(f"USE {quoted(catalog.currentCatalog())}.{catalog.currentDatabase()}")
             self._own_session = session
         return self._own_session
 

@@ -28,6 +28,8 @@ _REFUSED_BY_DELTA = re.compile(r"[ ,;{}()\n\t=]")
 LENGTH_LIMIT = "__CHAR_VARCHAR_TYPE_STRING"
 _NOT_CARRIED = {LENGTH_LIMIT, "CURRENT_DEFAULT", "EXISTS_DEFAULT"}
 _COLUMN_MAPPING, _MAPPED = "columnMapping.mode", ("name", "id")
+_SESSION_CATALOG = "spark_catalog"
+_DELTA_CATALOG = "org.apache.spark.sql.delta.catalog.DeltaCatalog"
 # What every Delta Lake can write that this package runs with
 _FEATURES = {
     "allowColumnDefaults",
@@ -214,12 +216,26 @@ def open_output(spark: SparkSession, location: Location) -> OutputTable:
             return OutputTable(location, None, path, None, takes_any_name=mapped)
         if spark.catalog.tableExists(location.text):
             raise TableError(f"output {location.text} exists and is not a Delta table")
-        if spark.conf.get("spark.sql.catalogImplementation") == "in-memory":
+        if _is_forgotten(spark, location.text):
             raise TableError(
                 f"output {location.text} is a table's name, and this Spark session forgets its"
                 f" tables when it ends: give a path, such as ./{location.text}"
             )
         return OutputTable(location, None, None, None, takes_any_name=mapped)
+
+
+def _is_forgotten(spark: SparkSession, name: str) -> bool:
+    """Whether a table of that name ends with the session: there is no metastore, and no catalog."""
+    if spark.conf.get("spark.sql.catalogImplementation") != "in-memory":
+        return False
+    first, dot, _ = name.partition(".")
+    first = first.strip("`")
+    is_catalog = dot and spark.conf.get(f"spark.sql.catalog.{first}", None)
+    catalog = first if is_catalog else spark.catalog.currentCatalog()
+    kind = spark.conf.get(
+        f"spark.sql.catalog.{_SESSION_CATALOG}", None
+    )  # Unity Catalog's may be there
+    return catalog == _SESSION_CATALOG and kind == _DELTA_CATALOG
 
 
 def table_path(spark: SparkSession, location: Location) -> str:
