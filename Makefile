@@ -44,7 +44,7 @@ test: lint $(VENV)/spark.jsa
 SPARK_3.5 := pyspark==3.5.5 delta-spark==3.3.2 mlflow==3.0.1 sqlalchemy==2.0.* \
   numpy==1.26.4 pandas==2.2.3 pyarrow==15.0.2
 SPARK_4.0 := pyspark==4.0.1 delta-spark==4.0.0 mlflow==3.0.1 sqlalchemy==2.0.*
-SPARK_4.1 := pyspark==4.1.1 delta-spark==4.1.0 mlflow==3.8.1
+SPARK_4.1 := pyspark==4.1.1 delta-spark==4.1.0 mlflow==3.8.1 sqlalchemy==2.0.*
 SPARK_4.2 := pyspark==4.2.0 delta-spark==4.4.0
 # Over Spark Connect: a client without Java, and that of $(VENV) as the server.
 SPARK_connect := pyspark-client==4.2.0

@@ -11,7 +11,6 @@ import logging
 import os
 import pwd
 import stat
-import tempfile
 from pathlib import Path
 
 import platformdirs
@@ -22,8 +21,10 @@ _logger = logging.getLogger(__name__)
 def places(name: str) -> list[Path]:
     """Where a folder may be, the best first: Spark's workers often have no home to write to."""
     own = f"phi3_batch-{name}-{os.getuid()}"
-    # of a container, the first may lie in folders of another user
-    temporary = dict.fromkeys([Path(tempfile.gettempdir(), own), Path("/var/tmp", own)])  # noqa: S108
+    # of a container, the first may lie in folders of another user; and not by tempfile, which in
+    # Spark's workers has a folder that ends with their executor
+    roots = dict.fromkeys([os.environ.get("TMPDIR", "/tmp"), "/var/tmp"])  # noqa: S108
+    temporary = [Path(root, own) for root in roots]
     return [platformdirs.user_cache_path("phi3_batch") / name, *temporary]
 
 

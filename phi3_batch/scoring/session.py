@@ -90,6 +90,12 @@ def task_slots(spark: SparkSession) -> int:
     return max(1, compat.default_parallelism(spark) // of_task)
 
 
+def is_local(spark: SparkSession) -> bool:
+    """Whether Spark's tasks run in the driver; over Spark Connect, that is not known."""
+    context = compat.context_of(spark)
+    return context is not None and str(context.master).startswith("local")
+
+
 def has_ended() -> bool:
     """Whether this process's JVM is gone, or about to be: Spark ends one that has no memory."""
     context = compat.active_context()
@@ -115,7 +121,7 @@ def check_writable(spark: SparkSession, path: str) -> None:
     hadoop: Any = context._jsc.hadoopConfiguration()
     parts = urlsplit(path)
     scheme = parts.scheme or urlsplit(hadoop.get("fs.defaultFS", "")).scheme or "file"
-    if scheme != "file" or not str(context.master).startswith("local"):
+    if scheme != "file" or not is_local(spark):
         return
     folder = Path(parts.path)
     above = next(place for place in (folder, *folder.parents) if os.path.lexists(place))

@@ -93,7 +93,7 @@ def test_a_table_that_takes_new_rows_only_takes_them(make: Make, spark: SparkSes
         check(output, rows, begin="overwrite")
 
 
-@pytest.mark.skipif(before("4.1"), reason="tables by path have no generated columns")
+@pytest.mark.skipif(before("4.2"), reason="tables by path have no generated columns")
 def test_columns_that_delta_makes_itself(make: Make, spark: SparkSession) -> None:
     output = make(
         "nr BIGINT GENERATED ALWAYS AS IDENTITY, id BIGINT,"

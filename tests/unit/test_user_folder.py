@@ -115,7 +115,7 @@ def test_a_file_in_the_way_is_an_os_error(place):
 
 def test_without_a_home_there_are_places_of_ones_own_for_temporary_files(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr("tempfile.tempdir", "/tmp")
+    monkeypatch.setenv("TMPDIR", "/tmp")
     own = f"phi3_batch-models-{os.getuid()}"
     assert user_folder.places("models") == [
         tmp_path / "phi3_batch" / "models",

@@ -1,8 +1,10 @@
 """What stands around a model in a worker, by models of a line."""
 
 import os
+import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -117,3 +119,25 @@ def ends(hang_s: float, allowed_s: float, takes_s: float) -> int:
 def test_a_model_that_hangs_ends_its_process_and_one_in_time_does_not() -> None:
     assert ends(hang_s=0.1, allowed_s=0.05, takes_s=20) == 1
     assert ends(hang_s=0.5, allowed_s=0.75, takes_s=0.3) == 7
+
+
+@pytest.mark.parametrize("on_executors", [False, True])
+def test_a_model_is_unpacked_where_spark_removes_it_with_the_executor(
+    on_executors: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPARK_LOCAL_DIRS", f"{tmp_path},/elsewhere")
+    before, used = tempfile.gettempdir(), list[str]()
+
+    def unpacking(batches: Iterator[pd.DataFrame]) -> Iterator[pd.Series]:
+        used.append(tempfile.gettempdir())
+        yield from (batch["prompt"] for batch in batches)
+
+    batches = iter([pd.DataFrame({"prompt": ["a"]})])
+    regroup = worker.as_they_come
+    list(
+        worker.answer_requests(
+            unpacking, batches, regroup, COLUMNS, 60.0, on_executors=on_executors
+        )
+    )
+    assert used == [str(tmp_path) if on_executors else before]
+    assert tempfile.gettempdir() == before

@@ -21,6 +21,7 @@ from phi3_batch.contract import (
     USAGE_PARAM,
 )
 from phi3_batch.errors import EnvironmentProblemError, InvalidParameterError
+from phi3_batch.scoring import session
 from phi3_batch.scoring.rows import schema, worker
 from phi3_batch.scoring.rows.columns import named
 from phi3_batch.scoring.rows.model import (
@@ -92,7 +93,8 @@ def model_udf(spark: SparkSession, model: ScoringModel, *, greedy: bool) -> Mode
     if model.one_row_at_a_time:
         regroup = worker.one_by_one
     udf, fields = _mlflow_udf(spark, model, _WORKER_ENV)
-    return ModelUdf(_in_workers(udf, regroup, [*fields, _ENGINE]), _READERS[model.kind])
+    ask = _in_workers(spark, udf, regroup, [*fields, _ENGINE])
+    return ModelUdf(ask, _READERS[model.kind])
 
 
 def chat_udf(spark: SparkSession, model: ScoringModel) -> Callable[..., Column]:
@@ -106,7 +108,7 @@ def chat_udf(spark: SparkSession, model: ScoringModel) -> Callable[..., Column]:
         EnvironmentProblemError: there is no room for MLflow's copies of the model.
     """
     mlflow_udf, fields = _mlflow_udf(spark, model, _NO_DATA_IN_ERRORS)
-    udf = _in_workers(mlflow_udf, worker.as_they_come, fields)
+    udf = _in_workers(spark, mlflow_udf, worker.as_they_come, fields)
 
     def chat(messages: Column | str = MESSAGES_INPUT, **params: object) -> Column:
         """Chat completions for a column of messages.
@@ -166,12 +168,19 @@ def _mlflow_udf(
 
 
 def _in_workers(
-    answer: worker.Answer, regroup: worker.Regroup, fields: Sequence[StructField]
+    spark: SparkSession,
+    answer: worker.Answer,
+    regroup: worker.Regroup,
+    fields: Sequence[StructField],
 ) -> Callable[[Column], Column]:
     columns, hang_s = [field.name for field in fields], worker.HANG_SECONDS
+    # the driver's own workers leave nothing: a start of this package removes it
+    on_executors = not session.is_local(spark)
 
     def answer_requests(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
-        return worker.answer_requests(answer, batches, regroup, columns, hang_s)
+        return worker.answer_requests(
+            answer, batches, regroup, columns, hang_s, on_executors=on_executors
+        )
 
     # its stubs know no iterators
     return pandas_udf(  # type: ignore[call-overload,no-any-return]

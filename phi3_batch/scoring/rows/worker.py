@@ -5,8 +5,11 @@ the release that the model was logged with, or none of their own.
 """
 
 import faulthandler
+import os
+import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -57,6 +60,8 @@ def answer_requests(
     regroup: Regroup,
     columns: list[str],
     hang_s: float,
+    *,
+    on_executors: bool = False,
 ) -> Iterator[pd.DataFrame]:
     """Answer requests, and nulls with nulls, and never wait for a model that hangs.
 
@@ -69,6 +74,8 @@ def answer_requests(
         regroup: makes the model's batches of them.
         columns: of a result, ENGINE last.
         hang_s: what a batch may take beside its requests' own seconds.
+        on_executors: whether MLflow unpacks the model where Spark removes it with the executor.
+            Else it lies in the temporary folder, until this package starts there again.
 
     Yields:
         Results, as many rows as there were requests.
@@ -93,7 +100,7 @@ def answer_requests(
     def of_nulls(sound: pd.Series) -> pd.DataFrame:
         return pd.DataFrame({name: [None] * len(sound) for name in columns}, dtype=object)
 
-    with Path("/dev/null").open("wb") as nowhere:
+    with Path("/dev/null").open("wb") as nowhere, _temporary_files(with_spark=on_executors):
         try:
             for answers in _quoting_nothing(answer, asked()):
                 faulthandler.cancel_dump_traceback_later()
@@ -103,6 +110,20 @@ def answer_requests(
         finally:
             faulthandler.cancel_dump_traceback_later()
     yield from map(of_nulls, waiting)
+
+
+@contextmanager
+def _temporary_files(*, with_spark: bool) -> Iterator[None]:
+    """Have :mod:`tempfile`, and with it MLflow, use a folder that ends with the executor."""
+    # Spark names its folders for blocks, where pyspark itself keeps what it spills
+    folder = os.environ.get("SPARK_LOCAL_DIRS", "").partition(",")[0]
+    before = tempfile.tempdir
+    if with_spark and folder and Path(folder).is_dir():
+        tempfile.tempdir = folder
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
 
 
 def _without_nulls(requests: pd.DataFrame) -> pd.DataFrame:
