@@ -34,7 +34,8 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Install:
     ("spark", "delta", "tested"),
     [
         ("3.5.7", "3.3.2", False),
-        ("4.1.4", "4.1.0", False),
+        ("4.1.4", "4.1.0", True),
+        ("4.1.1", "4.0.0", False),
         ("4.2.0", "4.4.0", True),
         ("4.3.0", "4.4.0", False),
         ("4.0.1", "4.4.0", False),
