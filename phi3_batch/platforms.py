@@ -9,7 +9,9 @@ from packaging.version import Version
 from phi3_batch.errors import EnvironmentProblemError
 
 # Spark with the Delta Lake that goes with it, on which all tests pass.
-TESTED: Mapping[str, str] = MappingProxyType({"4.2": "4.4", "4.1": "4.1", "4.0": "4.0"})
+TESTED: Mapping[str, str] = MappingProxyType(
+    {"4.2": "4.4", "4.1": "4.1", "4.0": "4.0", "3.5": "3.3"}
+)
 _OLDEST_SPARK, _OLDEST_MLFLOW = Version("3.5"), Version("3.0")
 # The jar of this Delta Lake was never published.
 _NO_JAR = "4.4.1"

@@ -115,6 +115,17 @@ def context_of(spark: SparkSession) -> Any:
         return None
 
 
+def leaving_at_once(spark: SparkSession) -> SparkSession:
+    """A session whose process ends when it is done, whether the server is still there or not.
+
+    From 4.2 on a client clears its models of pyspark.ml from the server when its process ends: we
+    have none, and it would try for ten minutes where the server is gone.
+    """
+    if context_of(spark) is None:
+        setattr(spark.client, "_cleanup_ml_cache", lambda: None)  # noqa: B010
+    return spark
+
+
 def new_session(spark: SparkSession) -> SparkSession:
     """A session beside another: the same catalogs, settings and temporary views of its own."""
     if context_of(spark) is not None:

@@ -56,7 +56,7 @@ def _start() -> SparkSession:
     if remote := os.environ.get(REMOTE_VARIABLE):
         if remote.startswith("sc://"):  # not local[2], a server that pyspark starts
             _check_server(remote)
-        return SparkSession.builder.getOrCreate()
+        return compat.leaving_at_once(SparkSession.builder.getOrCreate())
     if "DATABRICKS_RUNTIME_VERSION" in os.environ:  # a session is there, or is on the way
         return SparkSession.builder.getOrCreate()
     if not compat.JVM_ERRORS:

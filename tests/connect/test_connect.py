@@ -1,10 +1,15 @@
 """Whole jobs over Spark Connect, from a client that has neither Java nor py4j."""
 
-from collections.abc import Callable
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from random import Random
+from threading import Thread
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from pyspark.sql import DataFrame, SparkSession
@@ -176,6 +181,62 @@ def test_a_job_that_is_killed_is_resumed(
     assert job.finish() == 0, job.words()
     assert job.field("check") == "900 in, 900 out, 0 missing, 0 doubled, 0 orphaned"
     assert compare(rows, output, {sample.prompt: sample.answer for sample in samples}).ok
+
+
+WAITING = """
+import pathlib, time
+from phi3_batch.scoring.session import get_session
+session = get_session()
+print("there", flush=True)
+while not pathlib.Path("go").exists():
+    time.sleep(0.1)
+"""
+
+
+def test_a_process_ends_at_once_though_the_server_has_gone(
+    server: str, workplace: Workplace
+) -> None:
+    there = urlsplit(server)
+    with forwarding_to((there.hostname or "", there.port or 0)) as port:
+        script = workplace.folder / "waiting.py"  # with -c, pyspark-client takes itself for a test
+        script.write_text(WAITING)
+        job = workplace.start_command(
+            [sys.executable, str(script)],
+            SPARK_REMOTE=f"sc://127.0.0.1:{port}",
+        )
+        while not job.stdout:
+            assert not job.ends_within(0.1), job.words()
+    assert not job.ends_within(0.1), job.words()  # it waits
+    (workplace.folder / "go").touch()
+    assert job.ends_within(30), job.words()
+
+
+@contextmanager
+def forwarding_to(server: tuple[str, int]) -> Iterator[int]:
+    """A port that leads to a server for a time."""
+    listening, open_ones = socket.create_server(("127.0.0.1", 0)), list[socket.socket]()
+
+    def copy(one: socket.socket, other: socket.socket) -> None:
+        with suppress(OSError):
+            while data := one.recv(1 << 16):
+                other.sendall(data)
+
+    def accept() -> None:
+        with suppress(OSError):
+            while True:
+                pair = (listening.accept()[0], socket.create_connection(server))
+                open_ones.extend(pair)
+                for ends in (pair, pair[::-1]):
+                    Thread(target=copy, args=ends, daemon=True).start()
+
+    Thread(target=accept, daemon=True).start()
+    try:
+        yield listening.getsockname()[1]
+    finally:
+        for each in (listening, *open_ones):
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+            each.close()
 
 
 def test_a_server_that_is_gone_is_one_line(model_uri: str, workplace: Workplace) -> None:

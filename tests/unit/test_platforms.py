@@ -33,7 +33,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Install:
 @pytest.mark.parametrize(
     ("spark", "delta", "tested"),
     [
-        ("3.5.7", "3.3.2", False),
+        ("3.5.7", "3.3.2", True),
         ("4.1.4", "4.1.0", True),
         ("4.1.1", "4.0.0", False),
         ("4.2.0", "4.4.0", True),

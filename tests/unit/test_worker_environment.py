@@ -20,6 +20,7 @@ MODEL = ScoringModel(
     defaults={},
     plannable=None,
 )
+LOCAL = SimpleNamespace(sparkContext=SimpleNamespace(master="local[2]"))
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def environment(monkeypatch):
     monkeypatch.setattr(mlflow.pyfunc, "spark_udf", spark_udf)
 
     def environment():
-        model_udf(None, MODEL, greedy=True)
+        model_udf(LOCAL, MODEL, greedy=True)
         return asked["extra_env"]
 
     return environment
@@ -57,7 +58,7 @@ def test_a_full_disk_is_one_line(monkeypatch):
 
     monkeypatch.setattr(mlflow.pyfunc, "spark_udf", spark_udf)
     with pytest.raises(EnvironmentProblemError, match=r"cannot copy models:/phi3/1 .*No space"):
-        model_udf(None, MODEL, greedy=True)
+        model_udf(LOCAL, MODEL, greedy=True)
 
 
 def test_a_dead_jvm_is_no_full_disk(monkeypatch):
@@ -66,4 +67,4 @@ def test_a_dead_jvm_is_no_full_disk(monkeypatch):
 
     monkeypatch.setattr(mlflow.pyfunc, "spark_udf", spark_udf)
     with pytest.raises(ConnectionRefusedError):
-        model_udf(None, MODEL, greedy=True)
+        model_udf(LOCAL, MODEL, greedy=True)
