@@ -111,6 +111,8 @@ def test_an_answer_in_time_a_slow_one_that_grows_and_a_failure_end_their_limits(
     code = """
 hang_in(0.4)
 print(engine.generate(requests)[0].text)  # 3.2 s, a token after the other
+time.sleep(3)
+print("still here")
 def fail(*arguments):
     raise RuntimeError
 runtime.choose_token = fail
@@ -119,7 +121,10 @@ time.sleep(3)
 print("still here")
 """
     done = run(code, module, seconds=2.0)
-    assert (done.returncode, done.stdout) == (0, f"{MADRID}\nengine_error\nstill here\n")
+    assert (done.returncode, done.stdout) == (
+        0,
+        f"{MADRID}\nstill here\nengine_error\nstill here\n",
+    )
 
 
 def test_every_row_has_a_limit_of_its_own(run):

@@ -5,18 +5,12 @@ import re
 import signal
 import sys
 from pathlib import Path
-from random import Random
-
-import mlflow
 
 from phi3_batch.scoring.start import delta_package
 from tests.conftest import REPOSITORY, Sample, deep
 from tests.faults.harness import (
-    SEED,
     Job,
     Workplace,
-    assert_each_row_once,
-    chunk_commits,
     distinct_rows,
     find_below,
     is_there,
@@ -33,36 +27,6 @@ def stop(job: Job) -> str:
     job.process.send_signal(signal.SIGTERM)
     assert job.finish() == 143, job.words()
     return job.stderr[-1]
-
-
-@deep
-def test_sigterm_leaves_whole_chunks_and_says_how_many_rows(
-    noting_uri: str, workplace: Workplace, samples: list[Sample]
-) -> None:
-    rows = distinct_rows(samples, 1_500)
-    source, output = write_rows(rows, workplace.folder / "rows.jsonl"), workplace.folder / "out"
-    command = ("--model", noting_uri, "--input", source, "--output", output)
-
-    # while chunks are in flight
-    job = workplace.start(*command, PAUSE_MS="4")
-    assert job.await_progress(lambda done, _: done > 0), job.words()
-    assert not job.ends_within(Random(SEED).uniform(0, 2)), job.words()
-    last = stop(job)
-    told = re.fullmatch(f"interrupted: {HOW_TO_GO_ON}", last)
-    assert told, job.words()
-    done = chunk_commits(output)
-    print(f"seed {SEED}: {last}; {len(done)} chunks")
-    assert to_int(told[2]) == len(rows)
-    assert 0 < to_int(told[1]) < len(rows)
-    assert to_int(told[1]) == len(read_table(output)) == sum(commit.rows for commit in done)
-
-    # and the rest: no chunk is done again, so those that were there were whole
-    job = workplace.start(*command)
-    assert job.finish() == 0, job.words()
-    assert_each_row_once(rows, output)
-    commits = chunk_commits(output)
-    assert commits[: len(done)] == done
-    assert sorted(commit.chunk for commit in commits) == list(range(4))
 
 
 @deep
@@ -90,27 +54,6 @@ def test_ctrl_c_while_spark_starts_leaves_no_jvm(
     job.process.send_signal(signal.SIGINT)
     assert job.finish() == 130, job.words()  # which waits for all that write to its stdout
     assert not [line for line in job.stderr if "Traceback" in line], job.words()
-
-
-@deep
-def test_a_driver_jvm_that_dies_is_one_line_and_a_failed_run(
-    noting_uri: str, workplace: Workplace, samples: list[Sample]
-) -> None:
-    rows = distinct_rows(samples, 1_000)
-    source, output = write_rows(rows, workplace.folder / "rows.jsonl"), workplace.folder / "out"
-    job = workplace.start(
-        "--model", noting_uri, "--input", source, "--output", output, PAUSE_MS="4"
-    )
-    assert job.await_progress(lambda done, _: done > 0), job.words()
-    job.kill_jvm()
-    assert job.finish() == 1, job.words()
-    last = job.stderr[-1]
-    assert re.fullmatch(f"error: Spark's driver JVM is gone \\([^)]*\\); {HOW_TO_GO_ON}", last), (
-        last
-    )
-    assert not [line for line in job.stderr if "Traceback" in line], job.words()
-    run_id = str(read_table(output)["run_id"].iloc[0])
-    assert mlflow.get_run(run_id).info.status == "FAILED"
 
 
 @deep

@@ -14,6 +14,7 @@ from pyspark.sql import DataFrame, SparkSession
 from phi3_batch.models.log import log_chat_model, log_pipeline_model, log_prompt_model
 from phi3_batch.scoring.session import get_session
 from tests.conftest import TINY_CHECKPOINT, TINY_MODEL, Sample
+from tests.faults.conftest import workplace as workplace
 from tests.worker_log import WORKER_SITE
 
 REGISTERED = "phi3-tiny"
@@ -63,6 +64,14 @@ def spark(store: Path, worker_log: Path, event_log: Path) -> Iterator[SparkSessi
         session = get_session()
         yield session
         session.stop()
+
+
+@pytest.fixture
+def environment(store: Path) -> dict[str, str]:
+    """The environment of a process that uses the store, and another Spark."""
+    ours = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{store}/mlflow.db"}
+    ours.pop("SPARK_CONF_DIR")
+    return ours
 
 
 @pytest.fixture(scope="session")

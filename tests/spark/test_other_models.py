@@ -122,6 +122,7 @@ def test_a_model_that_fails_only_in_larger_batches_ends_the_job(
     reason: str,
     store: Path,
     write_prompts: WritePrompts,
+    read: Read,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -133,7 +134,9 @@ def test_a_model_that_fails_only_in_larger_batches_ends_the_job(
     failed = mlflow.search_runs(search_all_experiments=True, order_by=["start_time DESC"]).iloc[0]
     assert failed["status"] == "FAILED"
 
-    assert not list(output.glob("_delta_log/*.json"))  # nothing is in the way of another model
+    # nothing is in the way of another model
+    assert score(log("first_only"), write_prompts(["a"], name="one"), str(output)) == 0
+    assert read(str(output)).count() == 1
 
 
 def test_a_row_at_which_the_model_raises_costs_no_other(

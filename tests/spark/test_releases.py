@@ -5,7 +5,6 @@ weights, which are the embedded ones, and the code of that release, which is ano
 """
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -73,21 +72,20 @@ def test_models_of_release_0_1_0_are_scored(
 
 @pytest.mark.skipif(before("4.2"), reason="it runs on Spark 4.2 alone")
 def test_release_0_1_0_scores_our_models(
-    old: Path, chat_uri: str, store: Path, chat_samples: list[ChatSample], tmp_path: Path
+    old: Path,
+    chat_uri: str,
+    environment: dict[str, str],
+    chat_samples: list[ChatSample],
+    tmp_path: Path,
 ) -> None:
     source, output = tmp_path / "chats.jsonl", tmp_path / "out"
     lines = [{"id": sample.id, "messages": sample.messages} for sample in chat_samples[:5]]
     lines.append({"id": "refused", "messages": [{"role": "nobody", "content": "Hi"}]})
     source.write_text("\n".join(map(json.dumps, lines)))
     command = [sys.executable, "-m", "phi3_batch", "score", "--model", chat_uri]
-    environment = os.environ | {
-        "MLFLOW_TRACKING_URI": f"sqlite:///{store}/mlflow.db",
-        "PYTHONPATH": str(old / "code"),
-    }
-    environment.pop("SPARK_CONF_DIR")
     done = subprocess.run(
         [*command, "--input", str(source), "--output", str(output)],
-        env=environment,
+        env=environment | {"PYTHONPATH": str(old / "code")},
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -194,12 +194,14 @@ def test_what_messages_advise_works(
     assert score(*command) == 0
     version = spark.sql(f"DESCRIBE HISTORY {table} LIMIT 1").first()["version"]
 
-    # a row of a chunk was deleted: restored
+    # a row of a chunk was deleted: restored, or made anew
     spark.sql(f"DELETE FROM {table} WHERE id = 3")
     assert score(*command) == 1
     assert "Restore it (RESTORE TABLE), or start over with --mode overwrite" in said()["error"]
     spark.sql(f"RESTORE TABLE {table} TO VERSION AS OF {version}")
     assert score(*command) == 0
+    spark.sql(f"DELETE FROM {table} WHERE id = 3")
+    assert score(*command, *replace) == 0
     assert read(output).count() == 24
 
     # one was replaced by a copy of another, so that only the check finds out
@@ -208,12 +210,15 @@ def test_what_messages_advise_works(
     said()
     assert score(*command) == 1
     assert "1 missing, 1 doubled" in said()["error"]
-    by_id = (*command, "--id", "id")
-    assert score(*by_id, *replace) == 0
+    assert score(*command, *replace) == 0
     assert main(["verify", "--input", source, "--output", output]) == 0
 
     # with ids, a row that is there twice
+    by_id = (*command, "--id", "id")
+    assert score(*by_id, *replace) == 0
     spark.sql(f"INSERT INTO {table} SELECT * FROM {table} WHERE id = 5")
     said()
     assert score(*by_id) == 1
     assert "--mode overwrite" in said()["error"]
+    assert score(*by_id, *replace) == 0
+    assert read(output).count() == 24

@@ -1,12 +1,12 @@
 """Jobs that are stopped or killed, or whose workers die: chunks stay whole, no row is blamed.
 
-The deep runs of both are in tests/faults.
+Many kills, and those of executors, are in tests/faults.
 """
 
 import os
 import re
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
@@ -30,21 +30,11 @@ from tests.faults.harness import (
     to_int,
     write_versions,
 )
+from tests.faults.test_signals import HOW_TO_GO_ON
 from tests.spark.test_score import score
 from tests.worker_log import engine_loads
 
-HOW_TO_GO_ON = r"([\d,]+) of ([\d,]+) rows are in the output; run the same command to continue"
 ROWS = 900
-
-
-@pytest.fixture
-def workplace(store: Path, tmp_path: Path) -> Iterator[Workplace]:
-    """A place for processes that use the store of the tests' session."""
-    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{store}/mlflow.db"}
-    environment.pop("SPARK_CONF_DIR")
-    place = Workplace(tmp_path, environment)
-    yield place
-    place.clear()
 
 
 @pytest.mark.parametrize(

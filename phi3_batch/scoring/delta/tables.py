@@ -232,9 +232,8 @@ def _is_forgotten(spark: SparkSession, name: str) -> bool:
     first = first.strip("`")
     is_catalog = dot and spark.conf.get(f"spark.sql.catalog.{first}", None)
     catalog = first if is_catalog else spark.catalog.currentCatalog()
-    kind = spark.conf.get(
-        f"spark.sql.catalog.{_SESSION_CATALOG}", None
-    )  # Unity Catalog's may be there
+    # Unity Catalog's may be in its place
+    kind = spark.conf.get(f"spark.sql.catalog.{_SESSION_CATALOG}", None)
     return catalog == _SESSION_CATALOG and kind == _DELTA_CATALOG
 
 
