@@ -1,16 +1,17 @@
 """A row that hangs ends its process, where a job has asked for that and nowhere else."""
 
+import multiprocessing
 import os
-import subprocess
 import sys
 import time
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from phi3_batch.engines.time_limit import seconds_for
 from phi3_batch.generation import GenerationParams, Request
 from phi3_batch.model_files import Limits
-from tests.conftest import REPOSITORY
 
 # An engine whose limits are small, that hangs (or is slow) where the token is chosen.
 SETTING = """
@@ -48,24 +49,46 @@ both_engines = pytest.mark.parametrize("module", ENGINES)
 MADRID = "The capital of Spain is Madrid."
 
 
+# each process is a fork of one that has imported the runtimes, which takes seconds
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(
+    [__name__, *(f"phi3_batch.engines.{module}.engine" for module in (*ENGINES, "ov"))]
+)
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a process ended, and what it wrote."""
+
+    returncode: int | None
+    stdout: str
+    stderr: str
+
+
+def execute(code: str, folder: Path, limits: str | None) -> None:
+    """What a process does: its streams are files in a folder."""
+    for stream in (sys.stdout, sys.stderr):
+        with (folder / str(stream.fileno())).open("wb") as file:
+            os.dup2(file.fileno(), stream.fileno())
+    os.environ.pop("PHI3_BATCH_TIME_LIMITS", None)
+    if limits is not None:
+        os.environ["PHI3_BATCH_TIME_LIMITS"] = limits
+    exec(code, {"__name__": "code"})
+
+
 @pytest.fixture
-def run():
+def run(tmp_path):
     """Runs code in a process of its own, with the limits on or off."""
 
-    def run(code, module="onnxruntime", seconds=1.0, limits="1", **options):
+    def run(code, module="onnxruntime", seconds=1.0, limits="1"):
         engine = OPENVINO if module == "ov" else ENGINES[module]
         head = SETTING.format(module=module, seconds=seconds, engine=engine)
-        environment = {k: v for k, v in os.environ.items() if k != "PHI3_BATCH_TIME_LIMITS"}
-        if limits is not None:
-            environment["PHI3_BATCH_TIME_LIMITS"] = limits
-        return subprocess.run(
-            [sys.executable, "-c", head + code],
-            cwd=REPOSITORY,
-            env=environment,
-            text=True,
-            timeout=120,
-            **({"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options),
-        )
+        process = PROCESSES.Process(target=execute, args=(head + code, tmp_path, limits))
+        process.start()
+        process.join(120)
+        assert process.exitcode is not None
+        said = ((tmp_path / number).read_text() for number in ("1", "2"))
+        return Done(process.exitcode, *said)
 
     return run
 

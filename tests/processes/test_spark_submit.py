@@ -1,55 +1,23 @@
 """jobs/score_batch.py under pyspark's own spark-submit, on a cluster of one machine."""
 
-import os
-import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
-import pyspark
 import pytest
 
 from phi3_batch.scoring.start import delta_package
 from tests.conftest import REPOSITORY, SAMPLE_DATA, Sample, deep
+from tests.standalone import CORES, standalone_cluster
 from tests.worker_log import WORKER_SITE, engine_loads
-
-SPARK_HOME = Path(pyspark.__file__).parent
-CORES = 2
 
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[str]:
-    """A standalone master and a worker of two cores, as processes of their own; gives the URL."""
-    environment = os.environ | {"SPARK_LOCAL_IP": "127.0.0.1", "SPARK_NO_DAEMONIZE": "1"}
-    spark_class = [str(SPARK_HOME / "bin" / "spark-class")]
-    log = tmp_path / "master.log"
-
-    def start(role: str, *arguments: str) -> subprocess.Popen[bytes]:
-        command = [*spark_class, f"org.apache.spark.deploy.{role}", "--host", "127.0.0.1"]
-        with log.open("ab") as out:
-            return subprocess.Popen([*command, *arguments], env=environment, stderr=out)
-
-    def await_line(pattern: str) -> str:
-        deadline = time.monotonic() + 60
-        while not (found := re.search(pattern, log.read_text())):
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.2)
-        return found.group()
-
-    processes = [start("master.Master", "--port", "0", "--webui-port", "0")]
-    try:
-        url = await_line(r"spark://127\.0\.0\.1:\d+")
-        options = ("--cores", str(CORES), "--memory", "2g", "--webui-port", "0")
-        processes.append(start("worker.Worker", *options, "--work-dir", str(tmp_path), url))
-        await_line("Successfully registered with master")
+    with standalone_cluster(tmp_path) as url:
         yield url
-    finally:
-        for process in reversed(processes):
-            process.terminate()
-            process.wait()
 
 
 @pytest.mark.parametrize(
