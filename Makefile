@@ -1,6 +1,6 @@
 # make demo   the whole way on the embedded model: log, register, score, look
 # make test   lint, types, import rules, and every test but those of make faults
-# make test-spark VERSION=3.5   the tests of Spark jobs on another Spark: 3.5 to 4.2, connect
+# make test-spark VERSION=3.5   the tests of Spark jobs on another Spark: 3.5 to 4.2, connect-4.2
 # make test-matrix   some of them on 3.5, on 4.0 and over Spark Connect
 # make faults what takes long: 200 kills of real jobs, 40 races of two, executors and workers killed
 # make bench  every engine on a random model of real layer shapes; bench-short takes minutes
@@ -46,28 +46,34 @@ SPARK_3.5 := pyspark==3.5.5 delta-spark==3.3.2 mlflow==3.0.1 sqlalchemy==2.0.* \
 SPARK_4.0 := pyspark==4.0.1 delta-spark==4.0.0 mlflow==3.0.1 sqlalchemy==2.0.*
 SPARK_4.1 := pyspark==4.1.1 delta-spark==4.1.0 mlflow==3.8.1 sqlalchemy==2.0.*
 SPARK_4.2 := pyspark==4.2.0 delta-spark==4.4.0
-# Over Spark Connect: a client without Java, and that of $(VENV) as the server.
-SPARK_connect := pyspark-client==4.2.0
+# Over Spark Connect: a client without Java, and the environment of that Spark as the server.
+CLIENT := $(patsubst connect-%,%,$(filter connect-%,$(VERSION)))
+SERVER := $(if $(CLIENT),PHI3_BATCH_SERVER=$(abspath $(VENV)/spark-$(CLIENT)))
 # in one process: in those of pytest-xdist, pyspark-client takes itself for its own doctests
-TESTS_connect := tests/connect
-ifeq ($(MAKECMDGOALS)$(SPARK_$(VERSION)),test-spark)
-  $(error give VERSION=3.5, 4.0, 4.1, 4.2 or connect)
+TESTS_OF_VERSION := $(if $(CLIENT),tests/connect, \
+  --numprocesses 2 $(FILES) tests/faults tests/processes tests/spark)
+ifeq ($(MAKECMDGOALS)$(SPARK_$(or $(CLIENT),$(VERSION))),test-spark)
+  $(error give VERSION=3.5, 4.0, 4.1 or 4.2; connect-4.0, connect-4.1 or connect-4.2)
 endif
 test-spark: $(VENV)/spark-$(VERSION)/installed
-	$(<D)/bin/python -m pytest --durations 10 \
-	  $(or $(TESTS),$(TESTS_$(VERSION)),--numprocesses 2 $(FILES) tests/faults tests/processes tests/spark)
+	$(SERVER) $(<D)/bin/python -m pytest --durations 10 $(or $(TESTS),$(TESTS_OF_VERSION))
 
 # of the tests above, what differs most between versions
 CROSS_SECTION := $(addprefix tests/spark/test_,score.py chats.py runs.py other_models.py python.py)
 test-matrix:
 	$(MAKE) test-spark VERSION=3.5 TESTS='--numprocesses 2 $(FILES) $(CROSS_SECTION)'
 	$(MAKE) test-spark VERSION=4.0 TESTS='--numprocesses 2 $(FILES) $(CROSS_SECTION)'
-	$(MAKE) test-spark VERSION=connect
+	$(MAKE) test-spark VERSION=connect-4.2
 
-$(VENV)/spark-connect/installed: $(VENV)/installed-test Makefile
+# what its server has, but for the Spark; what that names is not what is named for $(VENV)
+$(VENV)/spark-connect-%/installed: $(VENV)/spark-%/installed Makefile
 	@$(PYTHON) -m venv --clear $(@D)
-	@$(@D)/bin/pip install --quiet --no-compile --constraint constraints.txt --editable . \
-	  mlflow pytest pytest-xdist hypothesis transformers $(SPARK_connect)
+	@grep --invert-match --ignore-case \
+	  $(foreach named,$(SPARK_$*),--regexp '^$(firstword $(subst =, ,$(named)))') \
+	  constraints.txt > $(@D)/constraints.txt
+	@$(@D)/bin/pip install --quiet --no-compile --constraint $(@D)/constraints.txt --editable . \
+	  mlflow pytest pytest-xdist hypothesis transformers \
+	  $(patsubst %,'%',$(patsubst pyspark==%,pyspark-client==%,$(filter-out delta-spark==%,$(SPARK_$*))))
 	@touch $@
 
 $(VENV)/spark-%/installed: $(VENV)/installed-test Makefile

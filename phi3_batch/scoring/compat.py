@@ -1,5 +1,6 @@
 """What differs between versions of Spark and of Delta Lake: known here, and nowhere else."""
 
+import atexit
 import re
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
@@ -41,6 +42,7 @@ _IN_THE_WAY = re.compile(r"\[DELTA_(?:CONCURRENT_\w+|METADATA_CHANGED|PROTOCOL_C
 # it may be dropped and made again.
 REPLACES_BY_NAME = Version(pyspark.__version__) >= Version("4.0")
 
+_CLEAR_MODELS = "_cleanup_ml_cache"
 _LONG_RANGE = 100_000
 
 Result = TypeVar("Result")
@@ -118,11 +120,13 @@ def context_of(spark: SparkSession) -> Any:
 def leaving_at_once(spark: SparkSession) -> SparkSession:
     """A session whose process ends when it is done, whether the server is still there or not.
 
-    From 4.2 on a client clears its models of pyspark.ml from the server when its process ends: we
+    From 4.1 on a client clears its models of pyspark.ml from the server when its process ends: we
     have none, and it would try for ten minutes where the server is gone.
     """
-    if context_of(spark) is None:
-        setattr(spark.client, "_cleanup_ml_cache", lambda: None)  # noqa: B010
+    clear = None if context_of(spark) is not None else getattr(spark.client, _CLEAR_MODELS, None)
+    if clear is not None:
+        atexit.unregister(clear)  # 4.1
+        setattr(spark.client, _CLEAR_MODELS, lambda: None)  # 4.2, which calls it as it closes
     return spark
 
 

@@ -21,7 +21,7 @@ from tests.processes.conftest import environment as environment
 from tests.processes.conftest import model_uri as model_uri
 from tests.processes.conftest import store as store
 
-# the environment whose pyspark serves
+# the environment whose Spark serves
 _SERVER = Path(os.environ.get("PHI3_BATCH_SERVER", REPOSITORY / ".venv"))
 _SETTINGS = {
     "spark.connect.grpc.binding.address": "127.0.0.1",

@@ -34,7 +34,7 @@ from tests.spark.test_score import MADRID, SPAIN, score
 Said = Callable[[], dict[str, str]]
 
 # they need an environment of their own
-pytestmark = pytest.mark.skipif(bool(JVM_ERRORS), reason="in `make test-spark VERSION=connect`")
+pytestmark = pytest.mark.skipif(bool(JVM_ERRORS), reason="in `make test-spark VERSION=connect-4.2`")
 
 
 @pytest.fixture
