@@ -65,15 +65,14 @@ test-matrix:
 	$(MAKE) test-spark VERSION=4.0 TESTS='--numprocesses 2 $(FILES) $(CROSS_SECTION)'
 	$(MAKE) test-spark VERSION=connect-4.2
 
-# what its server has, but for the Spark; what that names is not what is named for $(VENV)
-$(VENV)/spark-connect-%/installed: $(VENV)/spark-%/installed Makefile
+# by names, or make would take the rule below for them
+CLIENTS := $(foreach version,4.0 4.1 4.2,$(VENV)/spark-connect-$(version)/installed)
+$(CLIENTS): $(VENV)/spark-connect-%/installed: $(VENV)/spark-%/installed Makefile
 	@$(PYTHON) -m venv --clear $(@D)
-	@grep --invert-match --ignore-case \
-	  $(foreach named,$(SPARK_$*),--regexp '^$(firstword $(subst =, ,$(named)))') \
-	  constraints.txt > $(@D)/constraints.txt
-	@$(@D)/bin/pip install --quiet --no-compile --constraint $(@D)/constraints.txt --editable . \
-	  mlflow pytest pytest-xdist hypothesis transformers \
-	  $(patsubst %,'%',$(patsubst pyspark==%,pyspark-client==%,$(filter-out delta-spark==%,$(SPARK_$*))))
+	@$(@D)/bin/pip install --quiet --no-compile --constraint constraints.txt --editable . \
+	  mlflow pytest pytest-xdist hypothesis transformers
+	@$(@D)/bin/pip install --quiet --no-compile $(patsubst %,'%', \
+	  $(patsubst pyspark==%,pyspark-client==%,$(filter-out delta-spark==%,$(SPARK_$*))))
 	@touch $@
 
 $(VENV)/spark-%/installed: $(VENV)/installed-test Makefile

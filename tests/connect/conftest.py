@@ -43,18 +43,17 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     python = str(_SERVER / "bin" / "python")
-    package = subprocess.run(
-        [python, "-c", "from phi3_batch.scoring import start; print(start.delta_package())"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.strip()
+    code = "import pyspark; from phi3_batch.scoring import start"
+    code += "; print(pyspark.__path__[0], start.delta_package())"
+    asked = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
+    home, package = asked.stdout.split()
     settings = {**_SETTINGS, "spark.connect.grpc.binding.port": port}
-    command = [str(_SERVER / "bin" / "spark-submit"), "--master", "local[2]"]
+    command = [f"{home}/bin/spark-submit", "--master", "local[2]"]
     command += ["--class", "org.apache.spark.sql.connect.service.SparkConnectServer"]
     command += ["--packages", package]
     command += [part for one in settings.items() for part in ("--conf", "{}={}".format(*one))]
     environment = os.environ | {"PYSPARK_PYTHON": python, "SPARK_LOCAL_IP": "127.0.0.1"}
+    environment["SPARK_HOME"] = home
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [*command, "spark-internal"], cwd=folder, env=environment, stdout=log, stderr=log

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tests.conftest import Sample
+from tests.delta_files import write_table
 
 # A JVM that lives for seconds had better not compile much; Java's own limit of compiled code is
 # too small for Spark at this level, and what it says of it goes to stdout.
@@ -63,35 +64,9 @@ def write_rows(rows: Sequence[Row], path: Path) -> Path:
 
 
 def write_versions(place: "Workplace", *versions: Sequence[Row]) -> Path:
-    """A Delta table with these versions, each a file of its own: no Spark has to start for it."""
-    table, path = place.folder / "versions", ""
-    (table / "_delta_log").mkdir(parents=True)
-    types = {int: "long", str: "string"}
-    fields = [
-        {"name": name, "type": types[type(value)], "nullable": True, "metadata": {}}
-        for name, value in next(row for row in versions[0] if None not in row.values()).items()
-    ]
-    made = {
-        "id": "versions",
-        "format": {"provider": "parquet", "options": {}},
-        "schemaString": json.dumps({"type": "struct", "fields": fields}),
-        "partitionColumns": [],
-        "configuration": {},
-    }
-    for number, rows in enumerate(versions):
-        actions: list[Row] = [{"commitInfo": {"timestamp": number, "operation": "WRITE"}}]
-        if path:
-            actions.append({"remove": {"path": path, "dataChange": True}})
-        else:
-            actions += [{"protocol": {"minReaderVersion": 1, "minWriterVersion": 2}}]
-            actions += [{"metaData": made}]
-        path = f"{number}.parquet"
-        pq.write_table(pa.Table.from_pylist(rows), table / path)
-        add = {"path": path, "partitionValues": {}, "modificationTime": 0, "dataChange": True}
-        actions.append({"add": add | {"size": (table / path).stat().st_size}})
-        commit = table / "_delta_log" / f"{number:020}.json"
-        commit.write_text("".join(json.dumps(action) + "\n" for action in actions))
-    return table
+    """A Delta table with these versions."""
+    tables = map(pa.Table.from_pylist, versions)
+    return Path(write_table(place.folder / "versions", *tables))
 
 
 def answer_of(prompt: str) -> str:

@@ -1,10 +1,11 @@
 """One local Spark session and one MLflow store for all Spark tests of a process."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import mlflow
+import pyarrow as pa
 import pyspark
 import pytest
 import transformers
@@ -14,6 +15,7 @@ from pyspark.sql import DataFrame, SparkSession
 from phi3_batch.models.log import log_chat_model, log_pipeline_model, log_prompt_model
 from phi3_batch.scoring.session import get_session
 from tests.conftest import TINY_CHECKPOINT, TINY_MODEL, Sample
+from tests.delta_files import write_table
 from tests.faults.conftest import workplace as workplace
 from tests.worker_log import WORKER_SITE
 
@@ -112,16 +114,22 @@ def plain_pipeline_uri(store: Path) -> str:
 
 
 @pytest.fixture
-def write_prompts(spark: SparkSession, tmp_path: Path) -> Callable[..., str]:
+def write_prompts(tmp_path: Path) -> Callable[..., str]:
     """Write prompts as a Delta table with the columns id and prompt; returns its path."""
 
-    def write(prompts: list[str | None], name: str = "prompts", files: int = 1) -> str:
-        rows = spark.createDataFrame(list(enumerate(prompts)), "id long, prompt string")
-        path = str(tmp_path / name)
-        rows.repartition(files).write.format("delta").save(path)
-        return path
+    def write(prompts: Sequence[str | None], name: str = "prompts", files: int = 1) -> str:
+        return write_table(tmp_path / name, with_ids(prompts), files=files)
 
     return write
+
+
+def with_ids(prompts: Sequence[str | None]) -> pa.Table:
+    """A table of prompts with the columns id, a number, and prompt."""
+    columns = {
+        "id": pa.array(range(len(prompts)), pa.int64()),
+        "prompt": pa.array(prompts, pa.string()),
+    }
+    return pa.table(columns)
 
 
 @pytest.fixture

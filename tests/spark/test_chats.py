@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import mlflow
+import pyarrow as pa
 import pytest
 from pyspark.sql import DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
@@ -17,6 +18,7 @@ from phi3_batch.scoring.rows import identity, schema
 from phi3_batch.scoring.rows.requests import chat_requests, turns_of
 from phi3_batch.scoring.rows.source import Source
 from tests.conftest import ChatSample
+from tests.delta_files import write_table
 from tests.spark.rows import complete
 from tests.spark.test_score import OUTPUT_COLUMNS, score
 
@@ -28,14 +30,12 @@ MADRID = "The capital of Spain is Madrid."
 
 
 @pytest.fixture(scope="module")
-def sample_chats(
-    spark: SparkSession, chat_samples: list[ChatSample], tmp_path_factory: pytest.TempPathFactory
-) -> str:
+def sample_chats(chat_samples: list[ChatSample], tmp_path_factory: pytest.TempPathFactory) -> str:
     """A Delta table of all sample chats, with the answers that they should get."""
-    path = str(tmp_path_factory.mktemp("chats") / "chats")
-    rows = [(chat.id, chat.messages, chat.answer) for chat in chat_samples]
-    spark.createDataFrame(rows, f"{CHATS}, answer string").write.format("delta").save(path)
-    return path
+    rows = [
+        {"id": chat.id, "messages": chat.messages, "answer": chat.answer} for chat in chat_samples
+    ]
+    return write_table(tmp_path_factory.mktemp("chats") / "chats", pa.Table.from_pylist(rows))
 
 
 @pytest.mark.parametrize("form", ["chat", "pipeline", "plain_pipeline"])

@@ -11,6 +11,8 @@ from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema
 from pyspark.sql import SparkSession
 
+from tests.delta_files import write_table
+from tests.spark.conftest import with_ids
 from tests.spark.test_score import SPAIN, score
 
 WritePrompts = Callable[..., str]
@@ -42,11 +44,9 @@ FailsWith = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
-def source(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> str:
+def source(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A table with nothing wrong: the columns id and prompt, one row."""
-    path = str(tmp_path_factory.mktemp("source") / "prompts")
-    spark.createDataFrame([(0, SPAIN)], "id long, prompt string").write.format("delta").save(path)
-    return path
+    return write_table(tmp_path_factory.mktemp("source") / "prompts", with_ids([SPAIN]))
 
 
 def test_no_such_table(fails_with: FailsWith, tmp_path: Path) -> None:

@@ -14,12 +14,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import mlflow
+import pyarrow as pa
 import pytest
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema
 from pyspark.sql import DataFrame, SparkSession
 
 from phi3_batch import cli
+from tests.delta_files import write_table
 from tests.spark.test_other_models import log
 from tests.spark.test_score import score
 
@@ -31,29 +33,25 @@ Table = Callable[..., str]
 
 
 @pytest.fixture
-def table(spark: SparkSession, tmp_path: Path) -> Table:
+def table(tmp_path: Path) -> Table:
     """Write a Delta table with a canary at the beginning of every text; returns its path."""
 
     def write(prompts: Sequence[str | None] = ("sound",) * ROWS, ids: int = ROWS) -> str:
         rows = [
-            (
-                f"{CANARY} id {number % ids}",
-                prompt and f"{CANARY} prompt {prompt} {number}",
-                f"{CANARY} kept",
-                [f"{CANARY} stop"],
-                [
-                    (role, f"{CANARY} content", f"{CANARY} name")
+            {
+                "name": f"{CANARY} id {number % ids}",
+                "prompt": prompt and f"{CANARY} prompt {prompt} {number}",
+                "note": f"{CANARY} kept",
+                "stops": [f"{CANARY} stop"],
+                "messages": [
+                    {"role": role, "content": f"{CANARY} content", "name": f"{CANARY} name"}
                     for role in ("system", "user" if number else f"{CANARY} role")
                 ],
-            )
+            }
             for number, prompt in enumerate(prompts)
         ]
-        turns = "array<struct<role: string, content: string, name: string>>"
-        columns = f"name string, prompt string, note string, stops array<string>, messages {turns}"
-        path = str(tmp_path / "in")
-        frame = spark.createDataFrame(rows, columns)
-        frame.coalesce(1).write.format("delta").mode("overwrite").save(path)
-        return path
+        path = Path(tempfile.mkdtemp(dir=tmp_path))
+        return write_table(path / "in", pa.Table.from_pylist(rows))
 
     return write
 

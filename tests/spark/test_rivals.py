@@ -49,13 +49,10 @@ def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Meanwhile:
 
 
 @pytest.fixture
-def source(spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def source(write_prompts: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> str:
     """A table of 24 short prompts, which make two chunks."""
     monkeypatch.setattr(identity, "_IN_A_SMALL_TABLE", 12)
-    path = str(tmp_path / "in")
-    rows = [(number, f"Why {number}?") for number in range(24)]
-    spark.createDataFrame(rows, "id long, prompt string").write.format("delta").save(path)
-    return path
+    return write_prompts([f"Why {number}?" for number in range(24)])
 
 
 SHORT = ("--max-tokens", "2")
@@ -186,9 +183,15 @@ def test_a_run_that_was_planned_before_another_began_is_refused(
 
 
 def test_what_messages_advise_works(
-    spark: SparkSession, model_uri: str, source: str, read: Read, said: Said, tmp_path: Path
+    spark: SparkSession,
+    model_uri: str,
+    write_prompts: Callable[..., str],
+    read: Read,
+    said: Said,
+    tmp_path: Path,
 ) -> None:
-    output = str(tmp_path / "out")
+    prompts = [f"Why {number}?" for number in range(24)]
+    source, output = write_prompts(prompts), str(tmp_path / "out")
     command, replace = (model_uri, source, output, *SHORT), ("--mode", "overwrite")
     table = f"delta.`{output}`"
     assert score(*command) == 0
@@ -205,7 +208,7 @@ def test_what_messages_advise_works(
     assert read(output).count() == 24
 
     # one was replaced by a copy of another, so that only the check finds out
-    one, two = read(output).orderBy("scored_at").head(2)  # of one chunk
+    one, two = read(output).head(2)
     spark.sql(f"UPDATE {table} SET request_id = '{one['request_id']}' WHERE id = {two['id']}")
     said()
     assert score(*command) == 1

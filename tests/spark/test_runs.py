@@ -3,6 +3,7 @@
 What happens when processes die is in tests/faults.
 """
 
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Any
 
 import mlflow
 import pandas as pd
+import pyarrow as pa
 import pytest
 from pyspark.sql import DataFrame, SparkSession
 
@@ -22,9 +24,10 @@ from phi3_batch.scoring.job.cut import Chunk
 from phi3_batch.scoring.job.writer import RunWriter
 from phi3_batch.scoring.rows import identity
 from tests.conftest import Sample
+from tests.delta_files import write_table
 from tests.spark.conftest import before
 from tests.spark.rows import complete
-from tests.spark.test_score import MADRID, SPAIN, score
+from tests.spark.test_score import SPAIN, score
 
 WritePrompts = Callable[..., str]
 Read = Callable[[str], DataFrame]
@@ -57,12 +60,10 @@ def without_model() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def many(spark: SparkSession, samples: list[Sample], tmp_path_factory: Any) -> str:
+def many(samples: list[Sample], tmp_path_factory: Any) -> str:
     """A table of 335 rows, one for each sample: two chunks."""
-    path = str(tmp_path_factory.mktemp("many") / "prompts")
-    rows = [(sample.id, sample.prompt) for sample in samples]
-    spark.createDataFrame(rows, "id string, prompt string").write.format("delta").save(path)
-    return path
+    rows = [{"id": sample.id, "prompt": sample.prompt} for sample in samples]
+    return write_table(tmp_path_factory.mktemp("many") / "prompts", pa.Table.from_pylist(rows))
 
 
 def run_of(table: DataFrame) -> str:
@@ -134,7 +135,7 @@ def test_another_run_never_mixes_with_the_old_by_itself(
     model_uri: str, many: str, read: Read, said: Said, tmp_path: Path, spark: SparkSession
 ) -> None:
     source, output = str(tmp_path / "in"), str(tmp_path / "out")
-    read(many).write.format("delta").save(source)
+    shutil.copytree(many, source)
     assert score(model_uri, source, output, "--max-output-tokens", "1") == OUT_OF_BUDGET
     there = read(output).count()
     said()
@@ -157,18 +158,6 @@ def test_another_run_never_mixes_with_the_old_by_itself(
 
     assert score(model_uri, source, output, "--mode", "overwrite") == 0
     assert read(output).count() == 338
-
-
-def test_a_run_may_come_back_after_another_has_replaced_it(
-    model_uri: str, write_prompts: WritePrompts, read: Read, tmp_path: Path
-) -> None:
-    """Delta remembers a transaction for ever, and would drop the chunks of the second time."""
-    source, output = write_prompts([SPAIN, None]), str(tmp_path / "out")
-    replace = ("--mode", "overwrite")
-    assert score(model_uri, source, output) == 0
-    assert score(model_uri, source, output, *replace, "--max-tokens", "3") == 0
-    assert score(model_uri, source, output, *replace) == 0
-    assert [row["completion"] for row in read(output).orderBy("id").collect()] == [MADRID, None]
 
 
 def test_rows_that_somebody_deleted_are_noticed(
@@ -269,16 +258,16 @@ def test_sampled_copies_each_have_their_own_text_and_the_same_again(
 def test_an_incremental_run_scores_what_is_new_or_has_changed(
     spark: SparkSession,
     model_uri: str,
+    write_prompts: WritePrompts,
     read: Read,
     said: Said,
     tmp_path: Path,
 ) -> None:
-    source, output = str(tmp_path / "in"), str(tmp_path / "out")
-    table = f"delta.`{source}`"
     ask = "<|user|>\nWhat is the capital of {}?<|end|>\n<|assistant|>\n"
-    rows = [(number, ask.format(f"Place {number}")) for number in range(97)]
-    rows += [(number, f"{number} " * 5000) for number in range(97, 100)]
-    spark.createDataFrame(rows, "id long, prompt string").write.format("delta").save(source)
+    prompts = [ask.format(f"Place {number}") for number in range(97)]
+    prompts += [f"{number} " * 5000 for number in range(97, 100)]
+    source, output = write_prompts(prompts), str(tmp_path / "out")
+    table = f"delta.`{source}`"
     by_id = ("--id", "id")
     assert score(model_uri, source, output, *by_id) == 0
     assert said()["changes"].startswith("100 new, 0 changed, 0 failed before, 0 unchanged")
@@ -370,9 +359,9 @@ def test_copies_are_numbered_on_from_those_that_the_output_has(
 def test_ids_that_name_no_row(
     spark: SparkSession, model_uri: str, said: Said, tmp_path: Path
 ) -> None:
-    source, output = str(tmp_path / "in"), str(tmp_path / "out")
-    rows = [(number // 2, "a") for number in range(20)]
-    spark.createDataFrame(rows, "id long, prompt string").write.format("delta").save(source)
+    rows = [{"id": number // 2, "prompt": "a"} for number in range(20)]
+    source = write_table(tmp_path / "in", pa.Table.from_pylist(rows))
+    output = str(tmp_path / "out")
     assert score(model_uri, source, output, "--id", "id") == 1
     assert said()["error"] == (
         f"error: 20 rows of {source} share 10 values of id: an id names one row"
@@ -391,11 +380,10 @@ def test_ids_that_name_no_row(
 
 
 def test_a_plan_says_what_a_job_would_take(
-    spark: SparkSession, model_uri: str, samples: list[Sample], said: Said, tmp_path: Path
+    model_uri: str, samples: list[Sample], write_prompts: WritePrompts, said: Said, tmp_path: Path
 ) -> None:
-    source, output = str(tmp_path / "in"), tmp_path / "out"
-    rows = [(sample.prompt,) for sample in samples[:20]] * 2 + [(None,), ("why? " * 5000,)]
-    spark.createDataFrame(rows, "prompt string").write.format("delta").save(source)
+    prompts = [*[sample.prompt for sample in samples[:20]] * 2, None, "why? " * 5000]
+    source, output = write_prompts(prompts), tmp_path / "out"
     command = ["--model", model_uri, "--input", source, "--output", str(output)]
     assert main(["plan", *command, "--executors", "4"]) == 0
     fields = said()

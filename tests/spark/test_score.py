@@ -5,6 +5,7 @@ from pathlib import Path
 
 import mlflow
 import pandas as pd
+import pyarrow as pa
 import pytest
 from pyspark.sql import DataFrame, SparkSession
 
@@ -14,6 +15,7 @@ from phi3_batch.engines.registry import choose
 from phi3_batch.scoring import compat
 from phi3_batch.scoring.job import forecast
 from tests.conftest import Sample
+from tests.delta_files import write_table
 from tests.spark.conftest import before
 from tests.spark.rows import complete
 from tests.worker_log import engine_loads
@@ -223,21 +225,23 @@ def test_a_spark_that_may_drop_a_table_replaces_none_by_name(
 def test_modes_append_and_overwrite(
     model_uri: str, write_prompts: WritePrompts, read: Read, tmp_path: Path
 ) -> None:
-    source, output = write_prompts([SPAIN, SPAIN]), str(tmp_path / "out")
+    source, output = write_prompts([SPAIN, None]), str(tmp_path / "out")
     assert score(model_uri, source, output) == 0
     assert score(model_uri, source, output, "--mode", "append", "--max-tokens", "9") == 0
     assert read(output).count() == 4
     assert score(model_uri, source, output, "--mode", "overwrite", "--keep", "id") == 0
     assert read(output).count() == 2
     assert read(output).columns == ["id", *OUTPUT_COLUMNS]
+    # the first run again: Delta remembers its transactions, and would drop its chunks
+    assert score(model_uri, source, output, "--mode", "overwrite") == 0
+    rows = read(output).orderBy("id").collect()
+    assert [row["completion"] for row in rows] == [MADRID, None]
 
 
-def test_limit_and_another_prompt_column(
-    spark: SparkSession, model_uri: str, read: Read, tmp_path: Path
-) -> None:
-    source, output = str(tmp_path / "in"), str(tmp_path / "out")
-    rows = spark.createDataFrame([(number, SPAIN) for number in range(50)], "id long, q string")
-    rows.repartition(4).write.format("delta").save(source)
+def test_limit_and_another_prompt_column(model_uri: str, read: Read, tmp_path: Path) -> None:
+    rows = [{"id": number, "q": SPAIN} for number in range(50)]
+    source = write_table(tmp_path / "in", pa.Table.from_pylist(rows), files=4)
+    output = str(tmp_path / "out")
     assert score(model_uri, source, output, "--limit", "7", "--column", "q") == 0
     completions = [row["completion"] for row in read(output).collect()]
     assert completions == [MADRID] * 7
