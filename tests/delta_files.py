@@ -31,7 +31,9 @@ def write_table(path: Path, *versions: pa.Table, files: int = 1) -> str:
             actions += [{"metaData": _metadata(rows.schema)}]
         there = [f"{number}-{file}.parquet" for file in range(files)]
         for file, name in enumerate(there):
-            pq.write_table(rows.take(list(range(file, rows.num_rows, files))), path / name)
+            pq.write_table(
+                rows.take(pa.array(range(file, rows.num_rows, files), pa.int64())), path / name
+            )
             add = {"path": name, "partitionValues": {}, "modificationTime": 0, "dataChange": True}
             actions.append({"add": add | {"size": (path / name).stat().st_size}})
         commit = path / "_delta_log" / f"{number:020}.json"

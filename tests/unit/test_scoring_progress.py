@@ -207,6 +207,12 @@ def test_a_table_is_all_ours_since_a_run_has_made_or_replaced_it() -> None:
     found = ledger(added, made, added)
     assert found.is_all_ours
     assert [commit.version for commit in found.since_replaced()] == [1, 2]
+    assert found.has_no_others
+    assert ledger("{}", made, added).has_no_others  # what was before has been replaced
+    assert not ledger(made, "{}", added).has_no_others
+    assert not ledger(made, added, "{}").has_no_others
+    assert not ledger(added).has_no_others  # to a table that others may have made
+    assert not Ledger().has_no_others
     of_older_release = replace(RECORD, mode=None)
     assert not ledger("{}", says("a-b", 0, record=of_older_release)).is_all_ours
 

@@ -88,6 +88,12 @@ class Ledger:
         first = next(iter(self.since_replaced()), None)
         return bool(first and first.record and first.record.replaces)
 
+    @property
+    def has_no_others(self) -> bool:
+        """Whether every commit since the table was made or replaced is one of ours."""
+        commits = self.since_replaced()
+        return self.is_all_ours and len(commits) == self.last_version - commits[0].version + 1
+
     def since_replaced(self) -> tuple[Commit, ...]:
         """The commits since one of ours made or replaced the table; all, where none did."""
         for place in range(len(self.commits) - 1, -1, -1):
