@@ -108,17 +108,22 @@ def log_pipeline(
     register: _Register = None,
     alias: _Alias = None,
     name: _Name = "phi3-pipeline",
+    by_reference: _Reference = None,
 ) -> None:
     """Log a transformers pipeline as a chat model, run by torch.
 
     Logs two models: NAME for Spark, serving and predict, and NAME-transformers for
-    mlflow.transformers.load_model.
+    mlflow.transformers.load_model; the first alone with --by-reference.
     """
     from phi3_batch.models.log import log_pipeline_model
 
     with status("loading torch and the checkpoint"):
         info = log_pipeline_model(
-            checkpoint, name=name, registered_model_name=register, alias=alias
+            checkpoint,
+            name=name,
+            registered_model_name=register,
+            alias=alias,
+            by_reference=by_reference,
         )
     _print_logged(info, register, alias)
 

@@ -127,6 +127,7 @@ def log_pipeline_model(
     registered_model_name: str | None = None,
     alias: str | None = None,
     model_config: Mapping[str, Any] | None = None,
+    by_reference: str | None = None,
 ) -> ModelInfo:
     """Log a Phi-3 checkpoint as a transformers text-generation pipeline that answers chats.
 
@@ -142,13 +143,15 @@ def log_pipeline_model(
         alias: also gives that version this alias, as in ``models:/NAME@ALIAS``.
         model_config: generation parameters in transformers' names (``max_new_tokens``,
             ``temperature``, ``do_sample`` …) for rows that do not give their own.
+        by_reference: where machines can fetch the checkpoint, as of :func:`log_prompt_model`. The
+            plain model, which would hold the weights, is not logged then.
 
     Returns:
         MLflow's ModelInfo of the second model.
 
     Raises:
         InvalidModelError: the folder is not a Phi-3 checkpoint, or its tokenizer lacks control
-            tokens of Phi-3's chat format.
+            tokens of Phi-3's chat format; or what is there by reference is another folder.
         InvalidParameterError: a name that MLflow refuses, an alias without a name to
             register under, or a model_config that the model cannot follow.
         EnvironmentProblemError: torch or transformers is not installed.
@@ -163,12 +166,22 @@ def log_pipeline_model(
     config = chat_config(name, params_from_transformers(transformers_config))
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint, pipeline = transformers_flavor.open_pipeline(model, Path(scratch))
+        reference = _reference(checkpoint, by_reference)
         with _run(name):
-            transformers_flavor.log(pipeline, f"{name}-transformers", transformers_config)
-            return _log(pipeline_form(), checkpoint, name, registered_model_name, alias, config)
+            if reference is None:
+                transformers_flavor.log(pipeline, f"{name}-transformers", transformers_config)
+            return _log(
+                pipeline_form(),
+                checkpoint,
+                name,
+                registered_model_name,
+                alias,
+                config,
+                reference=reference,
+            )
 
 
-def _reference(folder: ModelFolder, uri: str | None) -> Reference | None:
+def _reference(folder: ModelFolder | Checkpoint, uri: str | None) -> Reference | None:
     if uri is None:
         return None
     reference = Reference.to(uri)

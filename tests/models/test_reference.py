@@ -13,9 +13,9 @@ import pytest
 from phi3_batch import folder_cache
 from phi3_batch.errors import EnvironmentProblemError, InvalidModelError
 from phi3_batch.model_files import Manifest, ModelFolder
-from phi3_batch.models.log import log_chat_model, log_prompt_model
+from phi3_batch.models.log import log_chat_model, log_pipeline_model, log_prompt_model
 from phi3_batch.models.reference import Reference
-from tests.conftest import TINY_MODEL
+from tests.conftest import TINY_CHECKPOINT, TINY_MODEL
 
 WEIGHTS = "model.onnx.data"
 PROMPT = "<|user|>\nWhat is the capital of Spain?<|end|>\n<|assistant|>\n"
@@ -72,6 +72,25 @@ def test_weights_come_from_whatever_mlflow_reads(cache: Path) -> None:
     [answer] = mlflow.pyfunc.load_model(logged.model_uri).predict(chat)
     assert answer["choices"][0]["message"]["content"] == MADRID
     assert list(cache.glob(f"*/{WEIGHTS}"))
+
+
+def test_a_pipeline_is_logged_alone_and_answers_by_its_checkpoint(
+    tmp_path: Path, cache: Path
+) -> None:
+    shared = shutil.copytree(TINY_CHECKPOINT, tmp_path / "shared" / "phi3")
+    with mlflow.start_run() as run:
+        logged = log_pipeline_model(TINY_CHECKPOINT, by_reference=str(shared))
+    there = mlflow.search_logged_models(filter_string=f"source_run_id = '{run.info.run_id}'")
+    assert list(there["name"]) == ["phi3-pipeline"]
+    held = files_in(Path(mlflow.artifacts.download_artifacts(logged.model_uri)))
+    assert "model.safetensors" not in held
+    chat = {"messages": [{"role": "user", "content": "What is the capital of Spain?"}]}
+    [answer] = mlflow.pyfunc.load_model(logged.model_uri).predict(chat)
+    assert answer["choices"][0]["message"]["content"] == MADRID
+    assert list(cache.glob("*/model.safetensors"))
+    shutil.copyfile(TINY_CHECKPOINT / "config.json", shared / "model.safetensors")
+    with pytest.raises(InvalidModelError, match=r"has model\.safetensors with .* bytes"):
+        log_pipeline_model(TINY_CHECKPOINT, by_reference=str(shared))
 
 
 def test_what_is_elsewhere_has_to_be_the_folder(shared: Path) -> None:
