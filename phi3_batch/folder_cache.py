@@ -70,10 +70,10 @@ class FolderCache:
 
     def _make(self, folder: Path, make: Callable[[Path], None], size_bytes: int) -> None:
         for left_over in self._root.glob(f"*{_PART}"):  # of a process that was killed
-            shutil.rmtree(left_over)
+            _remove(left_over)
         if folder.exists():
             _logger.warning("%s is damaged, and is made again", folder)
-            shutil.rmtree(folder)
+            _remove(folder)
         self._evict(size_bytes)
         # the folder must not take the last of a disk that others write to
         if shutil.disk_usage(self._root).free < 2 * size_bytes:
@@ -97,8 +97,14 @@ class FolderCache:
         for folder, size in zip(folders, sizes, strict=True):
             if total <= self._limit_bytes:
                 break
-            shutil.rmtree(folder)  # a process that has mapped its files keeps them
+            _remove(folder)  # a process that has mapped its files keeps them
             total -= size
+
+
+def _remove(folder: Path) -> None:
+    if folder.is_symlink():  # which none of ours is; rmtree's own words are lost in Python 3.13
+        raise OSError(f"{folder} is a symbolic link: remove it")
+    shutil.rmtree(folder)
 
 
 def _is_sound(folder: Path) -> bool:

@@ -129,10 +129,10 @@ def test_the_story_of_a_model(
 
 
 def test_a_wrong_value_fails_the_run_with_one_line(experiment_id: str, tmp_path: Path) -> None:
-    parameters = SCORE | {"output": str(tmp_path / "answers"), "temperature": "hot"}
+    parameters = SCORE | {"output": str(tmp_path / "answers"), "mode": "x"}
     run, output = mlflow_run("score", *(f"{name}={text}" for name, text in parameters.items()))
     assert run.info.status == "FAILED"
-    assert "Invalid value for '--temperature'" in output
+    assert "Invalid value for '--mode'" in output
     assert "Traceback" not in output
     assert not (tmp_path / "answers").exists()
 
@@ -140,7 +140,7 @@ def test_a_wrong_value_fails_the_run_with_one_line(experiment_id: str, tmp_path:
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("mode", "x", "Invalid value for '--mode'"),
+        ("temperature", "hot", "Invalid value for '--temperature'"),
         ("temperatur", "0.5", "No such option: --temperatur"),
     ],
 )
