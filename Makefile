@@ -16,7 +16,7 @@ unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test pytest test-spark test-matrix faults lint bench bench-short clean
+.PHONY: help demo test test-spark test-matrix faults lint bench bench-short clean
 
 help:
 	@sed -n '1,6s/^# //p' Makefile
@@ -30,15 +30,14 @@ demo: $(VENV)/installed
 SHORT_LIVED := -XX:TieredStopAtLevel=1 -XX:+UseSerialGC -XX:ReservedCodeCacheSize=256m \
   -Dspark.sql.codegen.wholeStage=false -Dspark.sql.codegen.factoryMode=NO_CODEGEN
 # what an archive does not fit, a JVM ignores; it need not say so in what tests read
-pytest test-spark faults: export JDK_JAVA_OPTIONS := $(SHORT_LIVED) \
+test test-spark faults: export JDK_JAVA_OPTIONS := $(SHORT_LIVED) \
   -XX:SharedArchiveFile="$(abspath $(VENV)/spark.jsa)" -Xlog:disable
 # two test processes on two processors: threads that wait for each other would take ten times as long
-pytest test-spark faults: export OMP_NUM_THREADS := 1
+test test-spark faults: export OMP_NUM_THREADS := 1
 # a file in one process, for its tests share what they make; in the order of names, for pytest-xdist
 # would take the files with the most tests first, which are the quick ones
 FILES := --dist loadfile --no-loadscope-reorder
-test: lint pytest
-pytest: $(VENV)/spark.jsa
+test: lint $(VENV)/spark.jsa
 	$(BIN)/pytest --numprocesses 2 $(FILES) --durations 10
 
 # What platforms ship with each Spark, as far as it can be had; what is not named is that of $(VENV).
