@@ -44,7 +44,7 @@ def test_tables_of_a_second_catalog(
     source, output = f"{second}.prompts", f"{second}.`answers`"
     asked = spark.createDataFrame([(1, SPAIN), (2, None)], "id long, prompt string")
     asked.write.format("delta").saveAsTable(source)
-    spark.sql(f"CREATE TABLE {output} (x int) USING delta")
+    assert score(model_uri, source, output) == 0
     replaced = ("--mode", "overwrite", "--id", "id", "--delete-removed")
     assert score(model_uri, source, output, *replaced) == 0
     spark.sql(f"DELETE FROM {source} WHERE id = 2")

@@ -48,11 +48,14 @@ def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Meanwhile:
     return arrange
 
 
+PROMPTS = [f"Why {number}?" for number in range(24)]
+
+
 @pytest.fixture
 def source(write_prompts: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> str:
     """A table of 24 short prompts, which make two chunks."""
     monkeypatch.setattr(identity, "_IN_A_SMALL_TABLE", 12)
-    return write_prompts([f"Why {number}?" for number in range(24)])
+    return write_prompts(PROMPTS)
 
 
 SHORT = ("--max-tokens", "2")
@@ -190,8 +193,7 @@ def test_what_messages_advise_works(
     said: Said,
     tmp_path: Path,
 ) -> None:
-    prompts = [f"Why {number}?" for number in range(24)]
-    source, output = write_prompts(prompts), str(tmp_path / "out")
+    source, output = write_prompts(PROMPTS), str(tmp_path / "out")
     command, replace = (model_uri, source, output, *SHORT), ("--mode", "overwrite")
     table = f"delta.`{output}`"
     assert score(*command) == 0

@@ -229,7 +229,8 @@ def test_modes_append_and_overwrite(
     assert score(model_uri, source, output) == 0
     assert score(model_uri, source, output, "--mode", "append", "--max-tokens", "9") == 0
     assert read(output).count() == 4
-    assert score(model_uri, source, output, "--mode", "overwrite", "--keep", "id") == 0
+    another = ("--mode", "overwrite", "--keep", "id", "--max-tokens", "3")
+    assert score(model_uri, source, output, *another) == 0
     assert read(output).count() == 2
     assert read(output).columns == ["id", *OUTPUT_COLUMNS]
     # the first run again: Delta remembers its transactions, and would drop its chunks
