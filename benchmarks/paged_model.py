@@ -19,7 +19,7 @@ from phi3_batch.engines.ov.int4 import (
     kept_layers,
     use_threads,
 )
-from phi3_batch.engines.ov.kv_budget import BLOCK_TOKENS
+from phi3_batch.engines.kv_budget import BLOCK_TOKENS
 from phi3_batch.engines.ov.runtime import openvino
 
 

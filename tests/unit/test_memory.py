@@ -8,7 +8,7 @@ import pytest
 from phi3_batch.engines import registry
 from phi3_batch.engines.onnxruntime.kv_capacity import cache_capacity
 from phi3_batch.engines.onnxruntime.spec import ONNXRUNTIME_GENAI
-from phi3_batch.engines.ov.kv_budget import FEWEST_CACHE_TOKENS, MOST_CACHE_TOKENS
+from phi3_batch.engines.kv_budget import FEWEST_CACHE_TOKENS, MOST_CACHE_TOKENS
 from phi3_batch.engines.ov.spec import OPENVINO
 from phi3_batch.engines.torch.spec import TRANSFORMERS
 from phi3_batch.model_files import Checkpoint, Dimensions, ModelFolder

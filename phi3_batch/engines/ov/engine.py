@@ -20,7 +20,7 @@ from phi3_batch.engines.ov.int4 import (
     kept_layers,
     use_threads,
 )
-from phi3_batch.engines.ov.kv_budget import blocks_for, cache_blocks, claim_blocks
+from phi3_batch.engines.kv_budget import blocks_for, cache_blocks, claim_blocks
 from phi3_batch.engines.ov.runtime import ContinuousBatchingPipeline, openvino, openvino_genai
 from phi3_batch.engines.ov.sequence import (
     NAME,

@@ -5,7 +5,7 @@ model, on 2 cores. They are peaks of one process.
 """
 
 from phi3_batch.engines.base import Engine
-from phi3_batch.engines.ov.kv_budget import FEWEST_CACHE_TOKENS, MOST_CACHE_TOKENS
+from phi3_batch.engines.kv_budget import FEWEST_CACHE_TOKENS, MOST_CACHE_TOKENS
 from phi3_batch.engines.spec import ONNX_PROCESS_BYTES, EngineSpec
 from phi3_batch.errors import EngineError, UnsupportedModelError
 from phi3_batch.model_files import Manifest, ModelFolder
