@@ -2,6 +2,7 @@
 # make test   lint, types, import rules, and every test but those of make faults
 # make test-spark VERSION=3.5   the tests of Spark jobs on another Spark: 3.5 to 4.2, connect-4.2
 # make test-matrix   some of them on 3.5, on 4.0 and over Spark Connect
+# make sanitize   the native engine's library under clang's sanitizers
 # make faults what takes long: 200 kills of real jobs, 40 races of two, executors and workers killed
 # make bench  every engine on a random model of real layer shapes; bench-short takes minutes
 #
@@ -16,10 +17,10 @@ unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-spark test-matrix faults lint bench bench-short clean
+.PHONY: help demo test test-spark test-matrix sanitize faults lint bench bench-short clean
 
 help:
-	@sed -n '1,6s/^# //p' Makefile
+	@sed -n '1,7s/^# //p' Makefile
 
 demo: $(VENV)/installed
 	@$(BIN)/python jobs/demo.py
@@ -83,6 +84,14 @@ $(VENV)/spark-%/installed: $(VENV)/installed-test Makefile
 	@$(@D)/bin/pip install --quiet --no-deps --editable .
 	@touch $@
 
+sanitize: $(VENV)/compiler/installed
+	$(<D)/bin/python native/sanitize.py
+
+$(VENV)/compiler/installed: constraints.txt
+	@$(PYTHON) -m venv --clear $(@D)
+	@$(@D)/bin/pip install --quiet --no-compile --constraint constraints.txt hatchling ziglang
+	@touch $@
+
 faults: $(VENV)/spark.jsa
 	PHI3_BATCH_KILLS=200 PHI3_BATCH_RACES=20 $(BIN)/pytest --numprocesses 2 $(FILES) -rP \
 	  tests/faults tests/processes/test_spark_submit.py
@@ -113,7 +122,7 @@ $(VENV)/spark.jsa: $(VENV)/installed-test tools/archive_spark_classes.py
 clean:
 	rm -rf $(VENV) demo site
 
-$(VENV)/installed: pyproject.toml constraints.txt
+$(VENV)/installed: pyproject.toml constraints.txt $(wildcard native/*.[ch] native/*.py)
 	@$(PYTHON) -m phi3_batch.environment
 	@echo "installing into $(VENV) (the first time takes some minutes)"
 	@$(PYTHON) -m venv $(VENV)

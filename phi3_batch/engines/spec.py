@@ -4,6 +4,7 @@ import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Generic, TypeVar
 
 from phi3_batch.engines.base import Engine
@@ -30,6 +31,7 @@ class EngineSpec(Generic[Folder]):
             called with the folder, and the tokens of prompt and answer of the longest request.
         create: loads a folder; called with the digests of its files too. Raises EngineError where
             the runtime cannot, or is not there.
+        libraries: files of this package that are compiled when it is installed.
     """
 
     name: str
@@ -38,6 +40,7 @@ class EngineSpec(Generic[Folder]):
     refuse: Callable[[Folder], str | None]
     memory_bytes: Callable[[Folder, int], int]
     create: Callable[[Folder, Manifest], Engine]
+    libraries: tuple[Path, ...] = ()
 
     def find_obstacle(self, folder: Folder) -> str | None:
         """Why it cannot run a folder on this machine; None where nothing is known against it."""
@@ -53,4 +56,7 @@ class EngineSpec(Generic[Folder]):
                 version(package)
             except PackageNotFoundError:
                 return f"{package} is not installed"
+        for library in self.libraries:
+            if not library.exists():
+                return f"its {library.name} was not compiled: install phi3-batch with pip"
         return None
