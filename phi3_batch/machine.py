@@ -36,6 +36,12 @@ def processors() -> int:
     return min([len(os.sched_getaffinity(0)), *map(math.ceil, _cpu_limits())])
 
 
+def processor_flags() -> frozenset[str]:
+    """What the processor has, by the names of /proc/cpuinfo; none where it names them otherwise."""
+    flags = re.search(r"^flags\s*:(.*)$", _read(_ROOT / "proc/cpuinfo"), re.MULTILINE)
+    return frozenset(flags[1].split() if flags else ())
+
+
 def memory_bytes() -> int:
     """The memory that this process may ever have: the machine's, or less where there is a limit."""
     return min([_meminfo("MemTotal"), *(limit for limit, _ in _memory_limits())])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from phi3_batch.engines import Engine, this_process
+from phi3_batch.engines import Engine, registry, this_process
 from phi3_batch.model_files import ModelFolder
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -23,6 +23,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 KILLS = int(os.environ.get("PHI3_BATCH_KILLS", "0"))  # of real jobs
 # What takes minutes, and is shown by a shorter test as well.
 deep = pytest.mark.skipif(not KILLS, reason="in `make faults`")
+
+
+def fastest_engine() -> str:
+    """The engine that "auto" is on this machine, or the one that the tests are told to run on."""
+    return registry._chosen(registry.choose("auto"))[0].name
 
 
 @dataclass(frozen=True)

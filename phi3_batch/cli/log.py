@@ -39,8 +39,8 @@ _Engine = Annotated[
     typer.Option(
         parser=_known_engine,
         metavar=f"<{'|'.join(CHOICES)}>",
-        help="Runtime for the model; auto takes OpenVINO if it can run the build. The environment"
-        " variable PHI3_BATCH_ENGINE of an executor overrides it.",
+        help="What runs the model; auto takes the fastest that can, where it is run. The"
+        " environment variable PHI3_BATCH_ENGINE of an executor overrides it.",
     ),
 ]
 

@@ -42,8 +42,7 @@ class Process:
             manifest: the digests of its files, as taken when the model was logged; they are
                 compared.
             logged_choice: of the runtime for an ONNX build, unless the environment has another.
-                "auto" is OpenVINO, the faster one, wherever it can run the model, and else
-                onnxruntime-genai.
+                "auto" is the fastest on this machine that can run the model.
 
         Raises:
             InvalidModelError: a file is not the one of the manifest, or is written to meanwhile.

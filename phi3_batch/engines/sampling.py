@@ -27,7 +27,9 @@ def choose_token(
     if params.greedy:
         return best
 
-    order = np.argsort(-logits, kind="stable")
+    # a token that is e^40 times less likely than the best is lost in a sum of 64-bit numbers
+    likely = np.flatnonzero(logits >= logits[best] - 40.0 * params.temperature)
+    order = likely[np.argsort(-logits[likely], kind="stable")]
     if params.top_k:
         order = order[: params.top_k]
     scaled = (logits[order].astype(np.float64) - logits[best]) / params.temperature

@@ -64,5 +64,5 @@ class Dimensions:
 
     @property
     def cache_bytes_per_token(self) -> int:
-        """Keys and values of a token in float32, as engines other than OpenVINO keep them."""
+        """Keys and values of a token in float32, as onnxruntime-genai and torch keep them."""
         return self.cache_values_per_token * FLOAT32_BYTES

@@ -44,8 +44,9 @@ def log_prompt_model(
         alias: also gives that version this alias, as in ``models:/NAME@ALIAS``.
         params: False logs the bare form, whose signature takes no parameters: greedy text of at
             most 256 tokens, without usage.
-        engine: what is to run it: "openvino", "onnxruntime-genai", or "auto" for the faster one
-            that can. The environment variable PHI3_BATCH_ENGINE overrides it where it is loaded.
+        engine: what is to run it: "native", "openvino", "onnxruntime-genai", or "auto" for the
+            fastest that can. The environment variable PHI3_BATCH_ENGINE overrides it where it is
+            loaded.
         by_reference: where machines can fetch the same folder, a path or a URI that MLflow fetches
             artifacts from. The logged model then holds no weights, but their digests and this.
 

@@ -2,19 +2,26 @@
 
 import json
 import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import onnx
 import onnxruntime_genai as og
 import pytest
 
 from phi3_batch.engines import Engine
+from phi3_batch.engines.native.engine import NativeEngine
+from phi3_batch.engines.native.packed_model import PackedModel
+from phi3_batch.engines.native.packing import pack_model
 from phi3_batch.engines.onnxruntime.engine import OnnxRuntimeGenAIEngine
 from phi3_batch.engines.ov.engine import OpenVINOEngine, write_model
 from phi3_batch.engines.ov.graph import convert
 from phi3_batch.engines.ov.int4 import instructions_for
 from phi3_batch.generation import Completion, GenerationParams, Request
 from phi3_batch.model_files import ModelFolder
+from tests.conftest import TINY_CHECKPOINT
+from tests.engines.graphs import OLD_LAYOUT
 from tests.engines.random_builds import build_all
 
 SPAIN = "What is the capital of Spain?"
@@ -37,9 +44,26 @@ def converted_model(tiny_folder: ModelFolder, tmp_path_factory: pytest.TempPathF
     return target
 
 
-@pytest.fixture(scope="session", params=["onnxruntime-genai", "openvino"])
+@pytest.fixture(scope="session")
+def packed_model(tiny_folder: ModelFolder) -> PackedModel:
+    """The embedded model as the native engine runs it."""
+    return pack(tiny_folder)
+
+
+def pack(folder: ModelFolder) -> PackedModel:
+    """A build as the native engine runs it, in no file that has a name."""
+    with tempfile.TemporaryFile() as file:
+        index = pack_model(folder, file)
+        file.flush()
+        return PackedModel(json.loads(json.dumps(index)), file)
+
+
+@pytest.fixture(scope="session", params=["native", "onnxruntime-genai", "openvino"])
 def new_engine(
-    request: pytest.FixtureRequest, tiny_folder: ModelFolder, converted_model: Path
+    request: pytest.FixtureRequest,
+    tiny_folder: ModelFolder,
+    packed_model: PackedModel,
+    converted_model: Path,
 ) -> Callable[..., Engine]:
     """Makes engines that have answered nothing yet, once for each runtime."""
 
@@ -49,6 +73,10 @@ def new_engine(
         shares_prefixes: bool = True,
         threads: int | None = None,
     ) -> Engine:
+        if request.param == "native":
+            return NativeEngine(
+                folder, packed_model, threads=threads, prefix_caching=shares_prefixes
+            )
         if request.param == "openvino":
             return OpenVINOEngine(
                 folder, converted_model, threads=threads, prefix_caching=shares_prefixes
@@ -122,6 +150,29 @@ def builds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def build(tmp_path: Path, tiny_folder: ModelFolder) -> Path:
     """A copy of the embedded model that a test may change."""
     return Path(shutil.copytree(tiny_folder.path, tmp_path / "build"))
+
+
+@pytest.fixture
+def changed(tmp_path: Path) -> Callable[..., ModelFolder]:
+    """Makes copies of a model with another graph."""
+
+    def changed(source: Path, *edits: Callable[[onnx.ModelProto], None]) -> ModelFolder:
+        target = tmp_path / "changed"
+        shutil.copytree(source, target, dirs_exist_ok=True)
+        graph = onnx.load(target / "model.onnx", load_external_data=False)
+        for edit in edits:
+            edit(graph)
+        onnx.save(graph, target / "model.onnx")
+        return ModelFolder.open(target)
+
+    return changed
+
+
+@pytest.fixture
+def old_layout(tmp_path: Path) -> ModelFolder:
+    folder = shutil.copytree(OLD_LAYOUT, tmp_path / "old")
+    shutil.copyfile(TINY_CHECKPOINT / "tokenizer.json", folder / "tokenizer.json")
+    return ModelFolder.open(folder)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 import logging
 import os
 import platform
+import re
 import sys
 import weakref
 from pathlib import Path
@@ -8,10 +9,13 @@ from pathlib import Path
 import pytest
 
 from phi3_batch.contract import ENGINE_VARIABLE, LOADED_ENGINE_VARIABLE, loaded_engine
-from phi3_batch.engines import spec, this_process
+from phi3_batch.engines import registry, spec, this_process
+from phi3_batch.engines.native import cache as native_cache
+from phi3_batch.engines.native import engine as native
+from phi3_batch.engines.native import library, packing
+from phi3_batch.engines.native.engine import NativeEngine
 from phi3_batch.engines.ov import cache as openvino_cache
-from phi3_batch.engines.ov import engine as openvino
-from phi3_batch.engines.ov.engine import MODEL_BIN, MODEL_XML, OpenVINOEngine
+from phi3_batch.engines.ov.engine import MODEL_XML
 from phi3_batch.engines.ov.int4_kernel import AMX, AVX2
 from phi3_batch.errors import (
     EngineError,
@@ -21,7 +25,8 @@ from phi3_batch.errors import (
 )
 from phi3_batch.model_files import ModelFolder
 
-OPENVINO, ONNXRUNTIME = "openvino-genai ", "onnxruntime-genai "
+NATIVE, OPENVINO, ONNXRUNTIME = "native ", "openvino-genai ", "onnxruntime-genai "
+NAMES = {"native": NATIVE, "openvino": OPENVINO, "onnxruntime-genai": ONNXRUNTIME}
 
 
 def resident_bytes():
@@ -39,13 +44,26 @@ def nothing_loaded(monkeypatch):
     this_process.reset()
     monkeypatch.delenv(ENGINE_VARIABLE, raising=False)
     monkeypatch.delenv(LOADED_ENGINE_VARIABLE, raising=False)
+    on_processor(monkeypatch, "avx2 avx512_vnni")
+
+
+def on_processor(monkeypatch, flags):
+    monkeypatch.setattr(registry, "processor_flags", lambda: frozenset(flags.split()))
 
 
 @pytest.fixture
 def cache_root(monkeypatch, tmp_path):
-    """Where converted models are kept, with none in it yet."""
-    monkeypatch.setattr(openvino_cache, "places", lambda _: [tmp_path / "cache"])
+    """Where models are kept as engines run them, with none in it yet."""
+    put_caches(monkeypatch, [tmp_path / "cache"])
     return tmp_path / "cache"
+
+
+def put_caches(monkeypatch, places):
+    for cache in (native_cache, openvino_cache):
+        monkeypatch.setattr(cache, "places", lambda _: places)
+
+
+both = pytest.mark.parametrize("choice", ["native", "openvino"])
 
 
 @pytest.fixture
@@ -76,12 +94,12 @@ def test_old_weights_are_let_go_before_new_ones_are_read(monkeypatch, tiny_folde
     old = weakref.ref(load(tiny_folder.path))
     old_still_there = []
 
-    class WatchedEngine(OpenVINOEngine):
+    class WatchedEngine(NativeEngine):
         def __init__(self, *arguments):
             old_still_there.append(old() is not None)
             super().__init__(*arguments)
 
-    monkeypatch.setattr(openvino, "OpenVINOEngine", WatchedEngine)
+    monkeypatch.setattr(native, "NativeEngine", WatchedEngine)
     load(another_build)
     assert old_still_there == [False]
 
@@ -91,7 +109,7 @@ def test_a_model_that_cannot_be_loaded_leaves_the_way_free_for_the_next(tiny_fol
     data.write_bytes(data.read_bytes()[:1000])
     with pytest.raises(EngineError):
         load(build)
-    assert load(tiny_folder.path).name.startswith(OPENVINO)
+    assert load(tiny_folder.path).name.startswith(NATIVE)
 
 
 def test_loading_is_logged_with_its_time(caplog, tiny_folder, another_build):
@@ -100,12 +118,25 @@ def test_loading_is_logged_with_its_time(caplog, tiny_folder, another_build):
         load(another_build)
         load(another_build)
     assert len(caplog.messages) == 1
-    assert caplog.messages[0].startswith(f"loaded {OPENVINO}")
+    assert caplog.messages[0].startswith(f"loaded {NATIVE}")
 
 
-def test_a_choice_is_followed(tiny_folder):
-    assert load(tiny_folder.path, "onnxruntime-genai").name.startswith(ONNXRUNTIME)
-    assert load(tiny_folder.path, "openvino").name.startswith(OPENVINO)
+@pytest.mark.parametrize("choice", NAMES)
+def test_a_choice_is_followed(tiny_folder, choice):
+    assert load(tiny_folder.path, choice).name.startswith(NAMES[choice])
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        ("avx2", OPENVINO),
+        ("avx2 avx512_vnni", NATIVE),
+        ("avx2 avx512_vnni amx_tile amx_bf16", OPENVINO),
+    ],
+)
+def test_auto_is_the_fastest_on_a_processor(monkeypatch, tiny_folder, flags, name):
+    on_processor(monkeypatch, flags)
+    assert load(tiny_folder.path).name.startswith(name)
 
 
 def test_the_environment_overrides_a_choice(monkeypatch, tiny_folder):
@@ -125,72 +156,118 @@ def test_what_is_loaded_can_be_asked(tiny_folder):
     assert loaded_engine() == engine.name
 
 
-def another_processor(monkeypatch):
+def another_processor(monkeypatch, choice):
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
-    return "there is no openvino for aarch64"
+    return f"there is no {choice} for aarch64"
 
 
-def not_installed(monkeypatch):
+def not_installed(monkeypatch, choice):
+    wanted = {"native": "onnx", "openvino": "openvino-genai"}[choice]
+
     def version(name):
-        if name == "openvino-genai":
+        if name == wanted:
             raise spec.PackageNotFoundError(name)
         return "1"
 
     monkeypatch.setattr(spec, "version", version)
-    return "openvino-genai is not installed"
+    return f"{wanted} is not installed"
 
 
-def broken_package(monkeypatch):
+def not_compiled(monkeypatch, choice):
+    there_is = Path.exists
+    monkeypatch.setattr(Path, "exists", lambda self: self.suffix != ".so" and there_is(self))
+    return r"its libphi3.so was not compiled: install phi3-batch with pip"
+
+
+def broken_package(monkeypatch, choice):
     monkeypatch.setitem(sys.modules, "phi3_batch.engines.ov.engine", None)
     return "OpenVINO cannot be imported"
 
 
-def unknown_graph(monkeypatch):
+def broken_library(monkeypatch, choice):
+    def load():
+        raise OSError("libphi3.so: file too short")
+
+    monkeypatch.setattr(library, "load", load)
+    return "the native engine cannot load .*: libphi3.so: file too short"
+
+
+def unknown_graph(monkeypatch, choice):
+    words = {"native": "the native engine", "openvino": "OpenVINO"}[choice]
+
     def refuse(*_):
-        raise UnsupportedModelError("OpenVINO cannot run this model: it is another")
+        raise UnsupportedModelError(f"{words} cannot run this model: it is another")
 
+    monkeypatch.setattr(packing, "read_plan", refuse)
     monkeypatch.setattr(openvino_cache, "convert", refuse)
-    return "OpenVINO cannot run this model: it is another"
+    return f"{words} cannot run this model: it is another"
 
 
-def nowhere_to_write(monkeypatch):
-    def refuse(model, folder, target):
+def nowhere_to_write(monkeypatch, choice):
+    def refuse(*_):
         raise OSError("No space left on device")
 
+    monkeypatch.setattr(packing, "pack_model", refuse)
     monkeypatch.setattr(openvino_cache, "write_model", refuse)
-    return "OpenVINO's model cannot be written: No space left on device"
+    if choice == "openvino":
+        return "OpenVINO's model cannot be written: No space left on device"
+    return "the native engine cannot load .*: No space left on device"
 
 
-PROBLEMS = [another_processor, not_installed, broken_package, unknown_graph, nowhere_to_write]
+PROBLEMS = [
+    *[(choice, problem) for choice in ("native", "openvino") for problem in (
+        another_processor, not_installed, unknown_graph, nowhere_to_write,
+    )],
+    ("native", not_compiled),
+    ("native", broken_library),
+    ("openvino", broken_package),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize(("choice", "problem"), PROBLEMS)
 def test_auto_falls_back_with_one_line_and_right_answers(
-    monkeypatch, caplog, cache_root, tiny_folder, samples, requests_of_samples, problem
+    monkeypatch, caplog, cache_root, tiny_folder, samples, requests_of_samples, choice, problem
 ):
-    reason = problem(monkeypatch)
+    monkeypatch.setattr(
+        registry,
+        "ONNX_ENGINES",
+        [
+            engine
+            for engine in registry.ONNX_ENGINES
+            if engine.name in (choice, "onnxruntime-genai")
+        ],
+    )
+    reason = problem(monkeypatch, choice)
     engine = load(tiny_folder.path)
     assert engine.name.startswith(ONNXRUNTIME)
     (line,) = [line for line in caplog.messages if "onnxruntime-genai runs the model" in line]
-    assert line.startswith(f"onnxruntime-genai runs the model: {reason}")
+    assert re.match(f"onnxruntime-genai runs the model: {reason}", line)
     answers = [completion.text for completion in engine.generate(requests_of_samples[:20])]
     assert answers == [sample.answer for sample in samples[:20]]
 
 
-@pytest.mark.parametrize("problem", PROBLEMS)
-def test_openvino_or_nothing_is_an_error(monkeypatch, cache_root, tiny_folder, problem):
-    reason = problem(monkeypatch)
+@pytest.mark.parametrize(("choice", "problem"), PROBLEMS)
+def test_one_engine_or_nothing_is_an_error(monkeypatch, cache_root, tiny_folder, choice, problem):
+    reason = problem(monkeypatch, choice)
     with pytest.raises(EngineError, match=f"^{reason}"):
-        load(tiny_folder.path, "openvino")
+        load(tiny_folder.path, choice)
 
 
-def test_the_converted_model_is_kept_for_the_next_process(
-    monkeypatch, cache_root, tiny_folder, samples, requests_of_samples
+def test_what_the_fastest_cannot_run_the_next_one_does(monkeypatch, caplog, tiny_folder):
+    monkeypatch.setattr(packing, "read_plan", lambda *_: None)
+    reason = not_installed(monkeypatch, "native")
+    assert load(tiny_folder.path).name.startswith(OPENVINO)
+    assert f"openvino runs the model: {reason}" in caplog.messages
+
+
+@both
+def test_what_an_engine_runs_is_kept_for_the_next_process(
+    monkeypatch, cache_root, tiny_folder, samples, requests_of_samples, choice
 ):
-    load(tiny_folder.path, "openvino")
+    load(tiny_folder.path, choice)
     this_process.reset()
-    unknown_graph(monkeypatch)  # another conversion would fail
-    answers = load(tiny_folder.path, "openvino").generate(requests_of_samples[:20])
+    unknown_graph(monkeypatch, choice)  # to make it again would fail
+    answers = load(tiny_folder.path, choice).generate(requests_of_samples[:20])
     assert [answer.text for answer in answers] == [sample.answer for sample in samples[:20]]
 
 
@@ -224,31 +301,33 @@ def test_what_a_conversion_has_let_go_of_is_no_longer_in_memory(
         assert resident_bytes() < full - 100_000_000
 
 
-def test_a_damaged_converted_model_is_repaired_with_one_line(
-    monkeypatch, caplog, cache_root, tiny_folder, samples, requests_of_samples
+@both
+def test_what_was_damaged_is_repaired_with_one_line(
+    caplog, cache_root, tiny_folder, samples, requests_of_samples, choice
 ):
-    load(tiny_folder.path, "openvino")
+    load(tiny_folder.path, choice)
     this_process.reset()
-    (weights,) = cache_root.glob(f"*/{MODEL_BIN}")
+    (weights,) = cache_root.glob("*/*.bin")
     damaged = bytearray(weights.read_bytes())
     damaged[1000:2000] = bytes(1000)
     weights.write_bytes(damaged)
-    answers = load(tiny_folder.path, "openvino").generate(requests_of_samples[:20])
+    answers = load(tiny_folder.path, choice).generate(requests_of_samples[:20])
     assert [answer.text for answer in answers] == [sample.answer for sample in samples[:20]]
     assert [line for line in caplog.messages if "damaged" in line] == [
         f"{weights.parent} is damaged, and is made again"
     ]
 
 
+@both
 def test_a_cache_that_others_can_write_to_is_left_alone_with_one_line(
-    monkeypatch, caplog, tmp_path, tiny_folder
+    monkeypatch, caplog, tmp_path, tiny_folder, choice
 ):
     shared, own = tmp_path / "shared", tmp_path / "own"
     shared.mkdir()
     shared.chmod(0o777)  # as XDG_CACHE_HOME=/tmp/x may be
-    monkeypatch.setattr(openvino_cache, "places", lambda _: [shared / "phi3_batch", own])
-    with openvino_cache.converted_model(tiny_folder, tiny_folder.read_manifest()) as path:
-        assert path.parent == own
+    put_caches(monkeypatch, [shared / "phi3_batch", own])
+    load(tiny_folder.path, choice)
+    assert len(list(own.glob("*/*.bin"))) == 1
     assert caplog.messages == [
         f"nothing is kept in {shared}, for others can write to it;"
         " XDG_CACHE_HOME or TMPDIR names another place"
@@ -264,7 +343,7 @@ def damage(file):
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-@pytest.mark.parametrize("choice", ["openvino", "onnxruntime-genai"])
+@pytest.mark.parametrize("choice", NAMES)
 @pytest.mark.usefixtures("cache_root")
 def test_damaged_weights_are_refused_and_no_conversion_of_them_is_kept(
     monkeypatch, tiny_folder, build, samples, requests_of_samples, choice
@@ -277,35 +356,42 @@ def test_damaged_weights_are_refused_and_no_conversion_of_them_is_kept(
     assert [answer.text for answer in answers] == [sample.answer for sample in samples[:20]]
 
 
+@both
 @pytest.mark.parametrize("restored", [False, True])
-def test_weights_that_change_while_they_are_converted_are_not_kept(
-    monkeypatch, cache_root, tiny_folder, build, restored
+def test_weights_that_change_while_they_are_read_are_not_kept(
+    monkeypatch, cache_root, tiny_folder, build, restored, choice
 ):
-    convert, data = openvino_cache.convert, build / "model.onnx.data"
+    module, name = {
+        "native": (packing, "pack_model"),
+        "openvino": (openvino_cache, "convert"),
+    }[choice]
+    make, data = getattr(module, name), build / "model.onnx.data"
     good = data.read_bytes()
 
-    def convert_what_changes(*arguments):
+    def make_of_what_changes(*arguments):
         damage(data)
         try:
-            return convert(*arguments)
+            return make(*arguments)
         finally:
             if restored:
                 data.write_bytes(good)
 
-    monkeypatch.setattr(openvino_cache, "convert", convert_what_changes)
+    monkeypatch.setattr(module, name, make_of_what_changes)
     with pytest.raises(InvalidModelError, match=r"model\.onnx\.data was written to while"):
-        this_process.engine(ModelFolder.open(build), tiny_folder.read_manifest(), "openvino")
+        this_process.engine(ModelFolder.open(build), tiny_folder.read_manifest(), choice)
     assert list(cache_root.glob("*/")) == []
 
 
+@both
 def test_a_disk_that_takes_nothing_leaves_the_model_in_memory(
-    monkeypatch, caplog, tmp_path, tiny_folder, samples, requests_of_samples
+    monkeypatch, caplog, tmp_path, tiny_folder, samples, requests_of_samples, choice
 ):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(openvino_cache, "places", lambda _: [tmp_path / "file" / "cache"])
+    put_caches(monkeypatch, [tmp_path / "file" / "cache"])
     before = set(Path("/dev/shm").iterdir())
-    answers = load(tiny_folder.path, "openvino").generate(requests_of_samples[:20])
+    answers = load(tiny_folder.path, choice).generate(requests_of_samples[:20])
     assert [answer.text for answer in answers] == [sample.answer for sample in samples[:20]]
     (line,) = [line for line in caplog.messages if "in memory" in line]
-    assert line.startswith("the converted model is kept in memory, not on disk: ")
+    word = {"native": "packed", "openvino": "converted"}[choice]
+    assert line.startswith(f"the {word} model is kept in memory, not on disk: ")
     assert {file.name for file in set(Path("/dev/shm").iterdir()) - before} == set()

@@ -13,6 +13,8 @@ import onnx
 import onnxruntime_genai as og
 import pytest
 
+from phi3_batch.engines import Engine
+from phi3_batch.engines.native.engine import NativeEngine
 from phi3_batch.engines.onnxruntime.engine import OnnxRuntimeGenAIEngine
 from phi3_batch.engines.sampling import choose_token
 from phi3_batch.errors import EngineError
@@ -20,7 +22,7 @@ from phi3_batch.generation import GenerationParams, Request
 from phi3_batch.model_files import ModelFolder
 from phi3_batch.model_files.longrope import find_switch
 from tests.conftest import REPOSITORY
-from tests.engines.conftest import one
+from tests.engines.conftest import one, pack
 
 SWITCH = 256  # the longest text with short factors
 
@@ -30,27 +32,36 @@ def folder(builds) -> ModelFolder:
     return ModelFolder.open(builds / "LongRoPE")
 
 
-@pytest.fixture
-def engine(folder) -> OnnxRuntimeGenAIEngine:
+@pytest.fixture(params=["native", "onnxruntime-genai"])
+def engine(request, folder) -> Engine:
     """One that has answered nothing yet."""
+    if request.param == "native":
+        return NativeEngine(folder, pack(folder), memory_bytes=10**8)
     return OnnxRuntimeGenAIEngine(folder)
 
 
-@pytest.fixture(scope="session")
-def read_anew(folder) -> Callable[[Request], tuple[int, ...]]:
-    """The right tokens of an answer: for each of them a generator that has read nothing yet."""
-    model = og.Model(str(folder.path))
-    search = og.GeneratorParams(model)
-    search.set_search_options(max_length=folder.context_length)
-    new_generator = og.Generator  # not one that counts for a test
+@pytest.fixture
+def read_anew(request, folder) -> Callable[[Request], tuple[int, ...]]:
+    """The right tokens of an answer: for each of them prompt and answer so far are read anew."""
+    if "native" in request.node.name:
+        engine = NativeEngine(folder, pack(folder), memory_bytes=10**8, prefix_caching=False)
+        next_logits = lambda ids: engine.read_logits(ids)[-1]  # noqa: E731
+    else:
+        model = og.Model(str(folder.path))
+        search = og.GeneratorParams(model)
+        search.set_search_options(max_length=folder.context_length)
+        new_generator = og.Generator  # not one that counts for a test
+
+        def next_logits(ids):
+            generator = new_generator(model, search)
+            generator.append_tokens(np.array(ids, dtype=np.int32))
+            return generator.get_logits()[0, -1]
 
     def read_anew(request: Request) -> tuple[int, ...]:
         rng = np.random.default_rng(request.params.seed)
         ids = list(request.prompt_ids)
         for _ in range(request.params.max_tokens):
-            generator = new_generator(model, search)
-            generator.append_tokens(np.array(ids, dtype=np.int32))
-            token_id = choose_token(generator.get_logits()[0, -1], request.params, rng)
+            token_id = choose_token(next_logits(ids), request.params, rng)
             if token_id in folder.end_token_ids:
                 break
             ids.append(token_id)
@@ -128,6 +139,16 @@ def test_rows_around_the_switch_get_their_own_answers_in_any_order(engine, read_
             rows = requests[start : start + rows_at_a_time]
             for request, completion in zip(rows, engine.generate(rows), strict=True):
                 assert completion.token_ids == expected[request]
+
+
+def test_the_native_engine_shares_the_beginnings_of_texts_on_one_side_of_the_switch(folder):
+    engine = NativeEngine(folder, pack(folder), memory_bytes=10**8)
+    text = random_prompt(320)
+    # short to its end, short at first, long: each twice
+    requests = [asked(text[:n], m, temperature=0.9) for n, m in ((200, 9), (240, 30), (300, 9))]
+    alone = [one(NativeEngine(folder, pack(folder), memory_bytes=10**8), r) for r in requests]
+    assert engine.generate(requests * 2) == alone * 2
+    assert engine.generate(requests[::-1]) == alone[::-1]
 
 
 def test_rows_on_one_side_of_the_switch_come_together(prefilled, folder):

@@ -9,13 +9,13 @@ from importlib.metadata import version
 
 import pytest
 
+from phi3_batch.engines import kv_budget
+from phi3_batch.engines.kv_budget import BLOCK_TOKENS, blocks_for, cache_blocks
 from phi3_batch.engines.ov import engine as openvino
-from phi3_batch.engines.ov import kv_budget
 from phi3_batch.engines.ov.engine import MODEL_BIN, MODEL_XML, OpenVINOEngine, write_model
 from phi3_batch.engines.ov.graph import convert
 from phi3_batch.engines.ov.int4 import instructions_for
 from phi3_batch.engines.ov.int4_kernel import AVX2
-from phi3_batch.engines.kv_budget import BLOCK_TOKENS, blocks_for, cache_blocks
 from phi3_batch.engines.ov.runtime import ContinuousBatchingPipeline
 from phi3_batch.engines.ov.sequence import CACHE_TOO_SMALL, FillerRequests, generation_config
 from phi3_batch.engines.threads import thread_count

@@ -1,20 +1,14 @@
 """Converted graphs compute what onnxruntime computes from the same file, or are refused."""
 
 import dataclasses
-import logging
-import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 
-from phi3_batch.contract import ENGINE_VARIABLE
-from phi3_batch.engines import this_process
 from phi3_batch.engines.onnxruntime.engine import OnnxRuntimeGenAIEngine
 from phi3_batch.engines.ov import engine as engine_module
 from phi3_batch.engines.ov import graph as openvino_graph
@@ -26,136 +20,30 @@ from phi3_batch.engines.ov.runtime import ContinuousBatchingPipeline, openvino
 from phi3_batch.errors import UnsupportedModelError
 from phi3_batch.generation import GenerationParams, Request
 from phi3_batch.model_files import ModelFolder
-from tests.conftest import REPOSITORY, TINY_CHECKPOINT, TINY_MODEL
+from tests.conftest import TINY_MODEL
+from tests.engines.graphs import (
+    ATTENTION,
+    OLD_LAYOUT,
+    exactly,
+    logits_by_onnxruntime,
+    nodes,
+    numbers_in_config,
+    of_kind,
+    random_ids,
+    renamed,
+    with_attribute,
+    with_input,
+    with_one_more_input,
+    without_attention,
+)
 from tests.engines.random_builds import BUILDS, PRUNED, SHAPE
 
-OLD_LAYOUT = REPOSITORY / "tests" / "data" / "phi3-tiny-int4-0.3.0"
-ATTENTION = "GroupQueryAttention"
-
-
-@pytest.fixture
-def changed(tmp_path: Path) -> Callable[..., ModelFolder]:
-    """Makes copies of a model with another graph."""
-
-    def changed(source: Path, *edits: Callable[[onnx.ModelProto], None]) -> ModelFolder:
-        target = tmp_path / "changed"
-        shutil.copytree(source, target, dirs_exist_ok=True)
-        graph = onnx.load(target / "model.onnx", load_external_data=False)
-        for edit in edits:
-            edit(graph)
-        onnx.save(graph, target / "model.onnx")
-        return ModelFolder.open(target)
-
-    return changed
-
-
-@pytest.fixture
-def old_layout(tmp_path: Path) -> ModelFolder:
-    folder = shutil.copytree(OLD_LAYOUT, tmp_path / "old")
-    shutil.copyfile(TINY_CHECKPOINT / "tokenizer.json", folder / "tokenizer.json")
-    return ModelFolder.open(folder)
-
-
-def nodes(graph: onnx.ModelProto, operator: str) -> list[onnx.NodeProto]:
-    return [node for node in graph.graph.node if node.op_type == operator]
-
-
-def with_attribute(
-    operator: str, name: str, value: object, which: slice = slice(None)
-) -> Callable[[onnx.ModelProto], None]:
-    """An edit: sets an attribute of such nodes, or takes it away if the value is None."""
-
-    def edit(graph: onnx.ModelProto) -> None:
-        for node in nodes(graph, operator)[which]:
-            for attribute in [found for found in node.attribute if found.name == name]:
-                node.attribute.remove(attribute)
-            if value is not None:
-                node.attribute.append(helper.make_attribute(name, value))
-
-    return edit
-
-
-def with_input(place: int, value: np.ndarray) -> Callable[[onnx.ModelProto], None]:
-    """An edit: gives attention an optional input, always the same."""
-
-    def edit(graph: onnx.ModelProto) -> None:
-        graph.graph.initializer.append(numpy_helper.from_array(value, "given"))
-        for node in nodes(graph, ATTENTION):
-            node.input.extend([""] * (place + 1 - len(node.input)))
-            node.input[place] = "given"
-
-    return edit
-
-
-def renamed(old: str, new: str) -> Callable[[onnx.ModelProto], None]:
-    """An edit: gives an input or output of the model another name."""
-
-    def edit(graph: onnx.ModelProto) -> None:
-        for entry in [*graph.graph.input, *graph.graph.output]:
-            entry.name = new if entry.name == old else entry.name
-        for node in graph.graph.node:
-            for names in (node.input, node.output):
-                names[:] = [new if name == old else name for name in names]
-
-    return edit
-
-
-def of_kind(operator: str) -> Callable[[onnx.ModelProto], None]:
-    """An edit: puts another operator in the place of attention."""
-
-    def edit(graph: onnx.ModelProto) -> None:
-        for node in nodes(graph, ATTENTION):
-            node.op_type = operator
-
-    return edit
-
-
-def without_attention(graph: onnx.ModelProto) -> None:
-    """An edit, where keys and values are computed apart from queries: leaves queries alone."""
-    for node in nodes(graph, ATTENTION):
-        plain = helper.make_node("Identity", node.input[:1], node.output[:1], node.name)
-        node.CopyFrom(plain)
-    kept = [output for output in graph.graph.output if output.name == "logits"]
-    del graph.graph.output[:]
-    graph.graph.output.extend(kept)
-
-
-def with_one_more_input(graph: onnx.ModelProto) -> None:
-    """An edit: logits depend on what no engine gives."""
-    renamed("logits", "scores")(graph)
-    graph.graph.node.append(helper.make_node("Add", ["scores", "bonus"], ["logits"]))
-    graph.graph.input.append(helper.make_tensor_value_info("bonus", onnx.TensorProto.FLOAT, [1]))
-    for output in graph.graph.output:
-        output.name = "logits" if output.name == "scores" else output.name
-
-
-def numbers_in_config(folder: ModelFolder, **numbers: int) -> ModelFolder:
-    """Another context length or number of layers in the folder's genai_config.json."""
-    file = folder.path / "genai_config.json"
-    text = file.read_text(encoding="utf-8")
-    for name, number in numbers.items():
-        text = re.sub(rf'"{name}": \d+', f'"{name}": {number}', text)
-    file.write_text(text, encoding="utf-8")
-    return ModelFolder.open(folder.path)
-
-
-# Weights in four bits, and all that is computed in float32: by accuracy level 4 onnxruntime rounds
-# activations, by default OpenVINO does too, each in its own way.
-exactly = with_attribute("MatMulNBits", "accuracy_level", 1)
+# All that OpenVINO computes in float32: by default it rounds activations too.
 EXACT = {
     "INFERENCE_PRECISION_HINT": "f32",
     "KV_CACHE_PRECISION": "f32",
     "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
 }
-
-
-def logits_by_onnxruntime(folder: ModelFolder, ids: np.ndarray) -> np.ndarray:
-    session = onnxruntime.InferenceSession(folder.path / "model.onnx")
-    sizes = folder.dimensions
-    past = np.zeros((len(ids), sizes.key_value_heads, 0, sizes.head_size), np.float32)
-    feeds = {entry.name: past for entry in session.get_inputs() if entry.name.startswith("past")}
-    feeds |= {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-    return session.run(["logits"], feeds)[0]
 
 
 def logits_by_openvino(
@@ -210,10 +98,6 @@ def refusal(folder: ModelFolder) -> str:
         convert(folder)
     assert len(str(raised.value).splitlines()) == 1
     return str(raised.value)
-
-
-def random_ids(rows: int, length: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(3, 1000, (rows, length))
 
 
 # --- what is computed ----------------------------------------------------------------------------
@@ -599,34 +483,3 @@ def test_a_graph_whose_weights_are_cut_short_is_refused(tiny_folder, build):
     data.write_bytes(data.read_bytes()[:1000])
     folder = dataclasses.replace(tiny_folder, path=build)
     assert refusal(folder).startswith("OpenVINO cannot read this model: ")
-
-
-# --- what runs instead ---------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        (
-            "LongRoPE",
-            "run this model: its rotary embedding depends on how long a text is (LongRoPE)",
-        ),
-        ("4 and 8 bits", "run this model: some of its layers have weights of 8 bits"),
-    ],
-)
-def test_onnxruntime_runs_what_is_refused(builds, changed, name, message, monkeypatch, caplog):
-    this_process.reset()
-    monkeypatch.delenv(ENGINE_VARIABLE, raising=False)
-    folder = changed(builds / name, exactly)
-    engine = this_process.engine(folder, folder.read_manifest())
-    assert engine.name.startswith("onnxruntime-genai ")
-    warnings = [record for record in caplog.records if record.levelno >= logging.WARNING]
-    assert [record.getMessage() for record in warnings] == [
-        f"onnxruntime-genai runs the model: OpenVINO cannot {message}"
-    ]
-    # the likeliest token of each place, as the graph itself says
-    for prompt in random_ids(4, 40):
-        [completion] = engine.generate([Request(tuple(prompt.tolist()), GenerationParams(20))])
-        ids = np.array([[*prompt, *completion.token_ids]])
-        likeliest = logits_by_onnxruntime(folder, ids)[0].argmax(-1)
-        assert tuple(likeliest[39:-1].tolist()) == completion.token_ids

@@ -21,6 +21,7 @@ from phi3_batch.model_files import Checkpoint, ModelFolder
 from phi3_batch.engines import time_limit
 from phi3_batch.engines.{module} import engine as runtime
 from phi3_batch.engines.ov.graph import convert
+from tests.engines.conftest import pack
 from phi3_batch.generation import GenerationParams, Request
 
 time_limit._SECONDS = {seconds}
@@ -40,7 +41,10 @@ def hang_in(seconds):
     choose = runtime.choose_token
     runtime.choose_token = lambda *arguments: time.sleep(seconds) or choose(*arguments)
 """
-OPENVINO = "runtime.OpenVINOEngine(folder := ModelFolder.open(TINY_MODEL), converted(folder))"
+BATCHING = {
+    "native": "runtime.NativeEngine(folder := ModelFolder.open(TINY_MODEL), pack(folder))",
+    "ov": "runtime.OpenVINOEngine(folder := ModelFolder.open(TINY_MODEL), converted(folder))",
+}
 ENGINES = {
     "onnxruntime": "runtime.OnnxRuntimeGenAIEngine(ModelFolder.open(TINY_MODEL), threads=1)",
     "torch": "runtime.TransformersEngine(Checkpoint.open(TINY_CHECKPOINT), threads=1)",
@@ -52,7 +56,7 @@ MADRID = "The capital of Spain is Madrid."
 # each process is a fork of one that has imported the runtimes, which takes seconds
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
-    [__name__, *(f"phi3_batch.engines.{module}.engine" for module in (*ENGINES, "ov"))]
+    [__name__, *(f"phi3_batch.engines.{module}.engine" for module in (*ENGINES, *BATCHING))]
 )
 
 
@@ -81,7 +85,7 @@ def run(tmp_path):
     """Runs code in a process of its own, with the limits on or off."""
 
     def run(code, module="onnxruntime", seconds=1.0, limits="1"):
-        engine = OPENVINO if module == "ov" else ENGINES[module]
+        engine = (ENGINES | BATCHING)[module]
         head = SETTING.format(module=module, seconds=seconds, engine=engine)
         process = PROCESSES.Process(target=execute, args=(head + code, tmp_path, limits))
         process.start()
@@ -106,8 +110,12 @@ def test_a_row_that_hangs_ends_its_process_in_time(run, module):
     assert not [word for word in ("Spain", "capital", "Madrid", "<|user|>") if word in done.stderr]
 
 
-def test_a_step_of_openvino_that_hangs_ends_its_process_in_time(run):
-    code = """
+HANGING_STEPS = {
+    "native": """
+from phi3_batch.engines.native.library import Model
+Model.step = lambda *_, **__: time.sleep(100)
+""",
+    "ov": """
 class Hanging:
     def __init__(self, pipeline):
         self.pipeline = pipeline
@@ -116,8 +124,13 @@ class Hanging:
     def step(self):
         time.sleep(100)
 engine._pipeline = Hanging(engine._pipeline)
-"""
-    done = run(code + ANSWER, "ov")
+""",
+}
+
+
+@pytest.mark.parametrize("module", HANGING_STEPS)
+def test_a_step_that_hangs_ends_its_process_in_time(run, module):
+    done = run(HANGING_STEPS[module] + ANSWER, module)
     assert (done.returncode, done.stdout) == (1, "")
     assert "Timeout" in done.stderr
     assert "Madrid" not in done.stderr

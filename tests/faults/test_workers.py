@@ -56,7 +56,7 @@ def test_workers_that_die_by_chance_are_nobody_s_fault(
 
 
 @deep
-@pytest.mark.parametrize("engine", ["openvino", "onnxruntime-genai"])
+@pytest.mark.parametrize("engine", ["native", "openvino", "onnxruntime-genai"])
 def test_a_worker_that_dies_with_an_engine_in_it_costs_no_row(
     engine: str, model_uri: str, workplace: Workplace, samples: list[Sample]
 ) -> None:

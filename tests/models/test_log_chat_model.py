@@ -17,7 +17,7 @@ REQUIRED = (
     *("mlflow", "tokenizers", "pandas", "numpy"),
     *("filelock", "onnxruntime", "onnxruntime-genai", "platformdirs", "xxhash"),
 )
-ON_X86 = ("llvmlite", "openvino-genai")
+ON_X86 = ("llvmlite", "onnx", "openvino-genai")
 INPUTS = (
     "['messages': Array({content: string (required), name: string (optional),"
     " role: string (required)}) (required), 'temperature': double (optional),"

@@ -16,7 +16,7 @@ REQUIRED = (
     *("mlflow", "tokenizers", "pandas", "numpy"),
     *("filelock", "onnxruntime", "onnxruntime-genai", "platformdirs", "xxhash"),
 )
-ON_X86 = ("llvmlite", "openvino-genai")
+ON_X86 = ("llvmlite", "onnx", "openvino-genai")
 INPUTS = "['prompt': string (required)]"
 OUTPUTS = "[string (required)]"
 PARAMS = (
@@ -175,6 +175,6 @@ def test_the_engine_chosen_when_a_model_is_logged_travels_with_it(tiny_folder, m
 
 def test_an_engine_that_there_is_not_is_refused_before_anything_is_logged(tiny_folder):
     runs = len(mlflow.search_runs(search_all_experiments=True))
-    with pytest.raises(InvalidParameterError, match="engine must be one of auto, openvino"):
+    with pytest.raises(InvalidParameterError, match="engine must be one of auto, native"):
         phi3_batch.log_prompt_model(tiny_folder.path, engine="vllm")
     assert len(mlflow.search_runs(search_all_experiments=True)) == runs

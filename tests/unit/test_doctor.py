@@ -61,20 +61,21 @@ def test_an_engine_that_this_machine_has_not_is_named(monkeypatch):
     found = findings(monkeypatch)["engines"]
     assert found.ok
     assert found.text == (
-        "openvino (not here: there is no openvino for aarch64); onnxruntime-genai; transformers"
+        "native (not here: there is no native for aarch64);"
+        " openvino (not here: there is no openvino for aarch64); onnxruntime-genai; transformers"
     )
 
 
 def test_a_machine_without_an_engine_for_builds_is_told(monkeypatch):
     def version(name):
-        if "genai" in name:
+        if "genai" in name or name == "onnx":
             raise spec.PackageNotFoundError(name)
         return "1"
 
     monkeypatch.setattr(spec, "version", version)
     found = findings(monkeypatch)["engines"]
     assert not found.ok
-    assert found.text.startswith("nothing runs an ONNX build: openvino (not here: openvino-genai")
+    assert found.text.startswith("nothing runs an ONNX build: native (not here: onnx is not")
 
 
 def test_a_container_with_little_memory_is_told(monkeypatch):

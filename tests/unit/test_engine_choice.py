@@ -5,7 +5,7 @@ from phi3_batch.engines.registry import check_choice, choose
 from phi3_batch.errors import InvalidParameterError
 
 
-@pytest.mark.parametrize("name", ["auto", "openvino", "onnxruntime-genai"])
+@pytest.mark.parametrize("name", ["auto", "native", "openvino", "onnxruntime-genai"])
 def test_an_engine_is_known_by_its_name(name):
     assert check_choice(name) == name
 
@@ -15,7 +15,7 @@ def test_another_name_is_refused_with_the_ones_there_are(name):
     with pytest.raises(InvalidParameterError) as caught:
         check_choice(name)
     assert str(caught.value) == (
-        f"engine must be one of auto, openvino, onnxruntime-genai, not {name!r}"
+        f"engine must be one of auto, native, openvino, onnxruntime-genai, not {name!r}"
     )
 
 

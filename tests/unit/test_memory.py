@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 
 from phi3_batch.engines import registry
+from phi3_batch.engines.kv_budget import FEWEST_CACHE_TOKENS, MOST_CACHE_TOKENS
+from phi3_batch.engines.native.spec import NATIVE
 from phi3_batch.engines.onnxruntime.kv_capacity import cache_capacity
 from phi3_batch.engines.onnxruntime.spec import ONNXRUNTIME_GENAI
-from phi3_batch.engines.kv_budget import FEWEST_CACHE_TOKENS, MOST_CACHE_TOKENS
 from phi3_batch.engines.ov.spec import OPENVINO
 from phi3_batch.engines.torch.spec import TRANSFORMERS
 from phi3_batch.model_files import Checkpoint, Dimensions, ModelFolder
@@ -129,6 +130,12 @@ def test_the_embedded_build_takes_what_python_takes():
     )
 
 
+def test_the_native_engine_has_its_weights_once_and_a_cache_for_many_rows(build):
+    # measured on 32 rows of 200 tokens on average: 1.6 GB
+    foretold = NATIVE.memory_bytes(build(8, 1.02 * GB), 200)
+    assert foretold == pytest.approx(1.6 * GB, rel=0.1)
+
+
 def test_openvino_has_its_weights_twice_and_a_cache_for_many_rows(build):
     # measured on 32 rows of 200 tokens on average: 2.55 GB
     foretold = OPENVINO.memory_bytes(build(8, 1.02 * GB), 200)
@@ -143,9 +150,10 @@ def test_what_openvino_takes_without_its_cache_is_foretold(build, layers, files_
     assert foretold - cache == pytest.approx(peak_gb * GB, rel=0.05)
 
 
-def test_openvino_has_no_larger_cache_than_it_takes(build):
+@pytest.mark.parametrize("engine", [NATIVE, OPENVINO], ids=lambda engine: engine.name)
+def test_an_engine_has_no_larger_cache_than_it_takes(build, engine):
     def cached(tokens):
-        return OPENVINO.memory_bytes(build(8, 0), tokens)
+        return engine.memory_bytes(build(8, 0), tokens)
 
     most = MOST_CACHE_TOKENS * phi3_mini(8).cache_values_per_token * 2
     assert cached(2000) < cached(4096) == 300_000_000 + most
@@ -157,11 +165,14 @@ def test_a_forecast_is_of_the_engine_that_will_run(monkeypatch):
     def foretold(choice, folder=folder):
         return registry.memory_bytes(folder, 4096, choice)
 
-    assert foretold("auto") == foretold("openvino") != foretold("onnxruntime-genai")
+    monkeypatch.setattr(registry, "processor_flags", lambda: {"avx512_vnni"})
+    assert foretold("auto") == foretold("native") != foretold("onnxruntime-genai")
+    monkeypatch.setattr(registry, "processor_flags", lambda: {"amx_tile", "avx512_vnni"})
+    assert foretold("auto") == foretold("openvino") != foretold("native")
     in_8_bits = replace(folder, quantization=replace(folder.quantization, bits=(4, 8)))
-    assert foretold("auto", in_8_bits) == foretold("onnxruntime-genai")
+    assert foretold("auto", in_8_bits) == foretold("native", in_8_bits)
     monkeypatch.setattr("phi3_batch.engines.ov.spec.find_switch", lambda graph: 4096)
-    assert foretold("auto") == foretold("onnxruntime-genai")
+    assert foretold("auto") == foretold("native")
     monkeypatch.undo()
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     assert foretold("auto") == foretold("onnxruntime-genai")

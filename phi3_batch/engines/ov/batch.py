@@ -3,8 +3,8 @@
 from collections.abc import Collection, Sequence
 
 from phi3_batch.engines.base import CompletionBuilder
-from phi3_batch.engines.order import Queue, common_prefix_length
 from phi3_batch.engines.kv_budget import BLOCK_TOKENS, blocks_for
+from phi3_batch.engines.order import Queue, common_prefix_length
 from phi3_batch.engines.ov.runtime import ContinuousBatchingPipeline
 from phi3_batch.engines.ov.sequence import (
     FEWEST_TOKENS,

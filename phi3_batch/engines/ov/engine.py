@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from phi3_batch.engines.base import Engine
+from phi3_batch.engines.kv_budget import blocks_for, cache_blocks, claim_blocks
 from phi3_batch.engines.ov.batch import SEQUENCES, STEP_TOKENS, Batch
 from phi3_batch.engines.ov.int4 import (
     EXTENSION,
@@ -20,7 +21,6 @@ from phi3_batch.engines.ov.int4 import (
     kept_layers,
     use_threads,
 )
-from phi3_batch.engines.kv_budget import blocks_for, cache_blocks, claim_blocks
 from phi3_batch.engines.ov.runtime import ContinuousBatchingPipeline, openvino, openvino_genai
 from phi3_batch.engines.ov.sequence import (
     NAME,

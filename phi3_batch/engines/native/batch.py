@@ -1,0 +1,265 @@
+"""The requests of one call on their way through the library, step by step."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from phi3_batch.engines.base import CompletionBuilder
+from phi3_batch.engines.native.kv_blocks import KVBlocks
+from phi3_batch.engines.native.library import BLOCK_TOKENS, Model, Results, Step
+from phi3_batch.engines.order import Queue
+from phi3_batch.engines.sampling import choose_token
+from phi3_batch.engines.time_limit import seconds_for, time_limit
+from phi3_batch.errors import RowErrorCode
+from phi3_batch.generation import Completion, Request
+from phi3_batch.model_files import Limits
+from phi3_batch.text import Tokenizer
+from phi3_batch.words import first_line
+
+# Sequences at a time: products are as fast as they get with so many.
+SEQUENCES = 128
+# Tokens of a step at most, one of each sequence that generates, the others of prompts.
+STEP_TOKENS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """What an engine has loaded.
+
+    Attributes:
+        name: of the engine.
+        model: in the library.
+        blocks: of its KV cache.
+        switch: tokens of the longest text that has the first of two rotary embeddings; None where
+            there is one.
+        limits: of requests.
+        tokenizer: of the model.
+        end_token_ids: tokens that end a completion.
+    """
+
+    name: str
+    model: Model
+    blocks: KVBlocks
+    switch: int | None
+    limits: Limits
+    tokenizer: Tokenizer
+    end_token_ids: frozenset[int]
+
+    def kind(self, tokens: int) -> int:
+        """Which rotary embedding a text has that gets so long."""
+        return int(self.switch is not None and tokens > self.switch)
+
+
+@dataclass(slots=True)
+class RunningSequence:
+    """A request while it is answered.
+
+    Attributes:
+        index: of the request among all.
+        request: what is answered.
+        builder: collects the answer.
+        rng: draws its tokens.
+        kind: which rotary embedding it has.
+        shares: whether it shares blocks with others: not if its rotary embedding may change.
+        blocks: with its keys and values.
+        tokens: of prompt and answer.
+        read: tokens that the model has, or gets in this step.
+    """
+
+    index: int
+    request: Request
+    builder: CompletionBuilder
+    rng: np.random.Generator
+    kind: int
+    shares: bool
+    blocks: list[int]
+    tokens: list[int]
+    read: int
+
+    @property
+    def unread(self) -> int:
+        """Tokens that the model has to read before it tells the next one."""
+        return len(self.tokens) - self.read
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Tokens of a sequence that a step reads, from ``start`` to ``end``."""
+
+    sequence: RunningSequence
+    start: int
+    end: int
+
+
+class Batch:
+    """Sound requests that are answered together.
+
+    A request begins when the KV cache holds it to its end, so that none is ever put back.
+
+    Args:
+        loaded: the model, which answers no other request meanwhile.
+        requests: what is to be answered.
+
+    Attributes:
+        completions: of the requests, in their order; None for those that have none yet.
+    """
+
+    def __init__(self, loaded: LoadedModel, requests: Sequence[Request]) -> None:
+        self.completions: list[Completion | None] = [None] * len(requests)
+        self._loaded = loaded
+        self._requests = requests
+        self._max_tokens = [loaded.limits.max_new_tokens(request) for request in requests]
+        self._queue = Queue(requests, self._max_tokens, BLOCK_TOKENS)
+        self._running: list[RunningSequence] = []
+
+    def run(self) -> None:
+        """Answer the requests.
+
+        Raises:
+            LibraryError: a step failed.
+        """
+        try:
+            self._run()
+        except BaseException:
+            # known blocks may be those of a step that has not been
+            self._loaded.blocks.reset()
+            raise
+
+    def _run(self) -> None:
+        limits = self._loaded.limits
+        # a step is one of many for each row, so it takes less than any of them may take in all
+        longest = sorted(self._requests, key=lambda request: seconds_for([request], limits))[-1:]
+        while self._running or self._queue.peek() is not None:
+            pieces = self._share_out()
+            with time_limit(longest, limits):
+                ended, results = self._step(pieces)
+            for sequence, place in ended:
+                self._take(sequence, results, place)
+
+    def _share_out(self) -> list[Piece]:
+        """The tokens of a step: first of those that generate, then of prompts as they came."""
+        room = STEP_TOKENS
+        pieces: list[Piece] = []
+        for sequence in sorted(self._running, key=lambda sequence: sequence.unread):
+            pieces += self._read(sequence, room)
+            room = STEP_TOKENS - sum(piece.end - piece.start for piece in pieces)
+        while room and len(self._running) < SEQUENCES and (index := self._queue.peek()) is not None:
+            request = self._requests[index]
+            if len(request.prompt_ids) > self._loaded.blocks.count * BLOCK_TOKENS:
+                self.completions[index] = self._failed(request, _no_memory(request.prompt_ids))
+                self._queue.pop()
+                self._queue.release(index)
+                continue
+            started = self._start(index)
+            if started is None:
+                break
+            self._queue.pop()
+            self._running.append(started)
+            pieces += self._read(started, room)
+            room -= pieces[-1].end - pieces[-1].start
+        # what has the same blocks is next to each other, and attended to together
+        return sorted(pieces, key=lambda piece: piece.sequence.blocks)
+
+    def _read(self, sequence: RunningSequence, room: int) -> list[Piece]:
+        """Let a step read what there is room for."""
+        start = sequence.read
+        sequence.read = end = start + min(sequence.unread, room)
+        prompt_ids = sequence.request.prompt_ids
+        if start < len(prompt_ids):
+            # The library keeps a step's keys and values before it attends: who shares them may
+            # come in the same one.
+            full = min(end, len(prompt_ids)) // BLOCK_TOKENS
+            for place in range(start // BLOCK_TOKENS, full if sequence.shares else 0):
+                self._loaded.blocks.fill(sequence.blocks, prompt_ids, place, sequence.kind)
+            self._queue.release(sequence.index, end)
+        return [Piece(sequence, start, end)] if end > start else []
+
+    def _start(self, index: int) -> RunningSequence | None:
+        """Begin with a request; None where others have the blocks that it needs."""
+        loaded, request = self._loaded, self._requests[index]
+        prompt_ids = request.prompt_ids
+        most = len(prompt_ids) + self._max_tokens[index] - 1  # an answer's last token is not read
+        kind = loaded.kind(len(prompt_ids))
+        shares = kind == loaded.kind(most)
+        known = loaded.blocks.find(prompt_ids, kind) if shares else []
+        # one that needs more than all of them may still end sooner
+        needed = min(math.ceil(most / BLOCK_TOKENS), loaded.blocks.count)
+        blocks = loaded.blocks.take(known[:needed], needed)
+        if blocks is None:
+            return None
+        return RunningSequence(
+            index=index,
+            request=request,
+            builder=CompletionBuilder(
+                request, loaded.tokenizer, loaded.end_token_ids, self._max_tokens[index]
+            ),
+            rng=np.random.default_rng(request.params.seed),
+            kind=kind,
+            shares=shares,
+            blocks=blocks,
+            tokens=list(prompt_ids),
+            read=len(known) * BLOCK_TOKENS,
+        )
+
+    def _step(self, pieces: Sequence[Piece]) -> tuple[list[tuple[RunningSequence, int]], Results]:
+        """Read tokens; returns whose next one is known now, with its place in the results."""
+        step = Step([], [], [], [], [], [])
+        ended: list[tuple[RunningSequence, int]] = []
+        for place, piece in enumerate(pieces):
+            sequence = piece.sequence
+            step.tokens.extend(sequence.tokens[piece.start : piece.end])
+            step.positions.extend(range(piece.start, piece.end))
+            step.sequences.extend([place] * (piece.end - piece.start))
+            step.block_tables.append(sequence.blocks)
+            step.tables.append(sequence.kind)
+            if not sequence.unread:
+                ended.append((sequence, len(ended)))
+                step.wanted.append(len(step.tokens) - 1)
+        sampled = any(not sequence.request.params.greedy for sequence, _ in ended)
+        return ended, self._loaded.model.step(step, logits=sampled)
+
+    def _take(self, sequence: RunningSequence, results: Results, place: int) -> None:
+        """Take a sequence's next token."""
+        try:
+            completion = self._take_token(sequence, results, place)
+        except Exception as error:  # tokens that cannot be decoded are this row's misfortune
+            completion = self._failed(sequence.request, first_line(error))
+        if completion is not None:
+            self.completions[sequence.index] = completion
+            self._running.remove(sequence)
+            self._loaded.blocks.give_back(sequence.blocks)
+            self._queue.release(sequence.index)
+
+    def _take_token(
+        self, sequence: RunningSequence, results: Results, place: int
+    ) -> Completion | None:
+        """The completion, if it is over."""
+        if not math.isfinite(results.log_probability[place]):
+            return self._failed(sequence.request, "the model's logits are not finite numbers")
+        params, tokens = sequence.request.params, sequence.tokens
+        if params.greedy:
+            token = int(results.best[place])
+        else:
+            assert results.logits is not None
+            token = choose_token(results.logits[place], params, sequence.rng)
+        if not sequence.builder.add(token):
+            return sequence.builder.build()
+        if len(tokens) >= len(sequence.blocks) * BLOCK_TOKENS:
+            return self._failed(sequence.request, _no_memory([*tokens, token]))
+        tokens.append(token)
+        if (kind := self._loaded.kind(len(tokens))) != sequence.kind:
+            sequence.kind, sequence.read = kind, 0  # all keys are others now
+        return None
+
+    def _failed(self, request: Request, message: str) -> Completion:
+        return Completion.failed(
+            RowErrorCode.ENGINE_ERROR,
+            f"{self._loaded.name}: {message}",
+            prompt_tokens=len(request.prompt_ids),
+        )
+
+
+def _no_memory(tokens: Sequence[int]) -> str:
+    return f"there is no memory for the keys and values of {len(tokens)} tokens"
