@@ -97,6 +97,34 @@ class OurOnnxRuntimeFromScratch(OurOnnxRuntime):
     keep_prefix = False
 
 
+class OurNative(OurEngine):
+    """NativeEngine."""
+
+    prefix_caching = True
+
+    def __init__(self, model: Path) -> None:
+        from native_model import native_model
+
+        from phi3_batch.engines.native.engine import BLOCK_TOKENS, NativeEngine
+        from phi3_batch.engines.native.spec import KV_VALUE_BYTES
+
+        folder = ModelFolder.open(model)
+        self._engine = NativeEngine(
+            folder, native_model(folder), prefix_caching=self.prefix_caching
+        )
+        self._block_bytes = BLOCK_TOKENS * folder.dimensions.cache_values_per_token * KV_VALUE_BYTES
+
+    def cache_bytes(self) -> int:
+        """Of blocks that are full; each row has one more, which is not."""
+        return len(self._engine._loaded.blocks._key_of) * self._block_bytes
+
+
+class OurNativeFromScratch(OurNative):
+    """The same, every prompt read from its beginning."""
+
+    prefix_caching = False
+
+
 class LlamaCpp(Contender):
     """llama.cpp through llama-cpp-python, rows decoded together and replaced as they end."""
 
@@ -183,8 +211,6 @@ class LlamaCpp(Contender):
 class OurOpenVINO(OurEngine):
     """OpenVINOEngine."""
 
-    prefix_caching = True
-
     def __init__(self, model: Path) -> None:
         from openvino_model import openvino_model
 
@@ -193,17 +219,11 @@ class OurOpenVINO(OurEngine):
 
         folder = ModelFolder.open(model)
         converted = openvino_model(folder, instructions_for(folder))
-        self._engine = OpenVINOEngine(folder, converted, prefix_caching=self.prefix_caching)
+        self._engine = OpenVINOEngine(folder, converted)
 
     def cache_bytes(self) -> int:
         """As its pipeline tells after the rows."""
         return used_cache_bytes(self._engine._pipeline)
-
-
-class OurOpenVINOFromScratch(OurOpenVINO):
-    """The same, every prompt read from its beginning."""
-
-    prefix_caching = False
 
 
 class RawOpenVINO(Contender):
@@ -252,8 +272,9 @@ CONTENDERS: dict[str, type[Contender]] = {
     "the naive loop": NaiveLoop,
     "our onnxruntime-genai": OurOnnxRuntime,
     "our onnxruntime-genai, prefix not kept": OurOnnxRuntimeFromScratch,
+    "our native": OurNative,
+    "our native, no prefix caching": OurNativeFromScratch,
     "our OpenVINO": OurOpenVINO,
-    "our OpenVINO, no prefix caching": OurOpenVINOFromScratch,
     "openvino_genai, raw": RawOpenVINO,
     "llama.cpp Q4_0": LlamaCpp,
 }

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from contenders import THREADS
 
+from phi3_batch.engines.kv_budget import BLOCK_TOKENS
 from phi3_batch.engines.ov.engine import MODEL_XML, kv_cache_precision
 from phi3_batch.engines.ov.int4 import (
     EXTENSION,
@@ -19,7 +20,6 @@ from phi3_batch.engines.ov.int4 import (
     kept_layers,
     use_threads,
 )
-from phi3_batch.engines.kv_budget import BLOCK_TOKENS
 from phi3_batch.engines.ov.runtime import openvino
 
 
