@@ -16,39 +16,49 @@ INLINE __m256i broadcast_four(const int8_t *values) {
   return _mm256_set1_epi32(four);
 }
 
-// Sixteen products of 15 x 127 at most: 16 bits hold the sum of all that come to a place of it.
-INLINE __m256i add_products(__m256i sum, __m256i weights, const int8_t *values) {
-  return _mm256_add_epi16(sum, _mm256_maddubs_epi16(weights, broadcast_four(values)));
-}
-
-INLINE void dot_products(const uint8_t *tile, const int8_t *values, const form f,
-                         ivec dots[TOGETHER][HALVES]) {
+// A place of 16 bits holds sixteen products of 15 x 127 at most, of all that comes to it.
+// Add the products of so many outputs, by eights: what is read of activations serves all of them. Of
+// weights in 8 bits the lower and the upper four are multiplied apart.
+INLINE void dot_products_of(const uint8_t *tile, const int8_t *values, const form f, const int first,
+                            const int eights, ivec dots[TOGETHER][HALVES]) {
   const __m256i ones = _mm256_set1_epi16(1);
-  for (int quarter = 0; quarter < 4; quarter++) {  // of the outputs
-    __m256i low[TOGETHER], high[TOGETHER];
-    for (int r = 0; r < f.rows; r++) low[r] = high[r] = _mm256_setzero_si256();
-    for (int line = 0; line < f.unit * f.bits / 32; line++) {
-      const uint8_t *at = tile + LINE_BYTES * line + 32 * quarter;
+  __m256i low[TOGETHER][2], high[TOGETHER][2];
+  for (int r = 0; r < f.rows; r++)
+    for (int e = 0; e < eights; e++) low[r][e] = high[r][e] = _mm256_setzero_si256();
+  for (int line = 0; line < f.unit * f.bits / 32; line++) {
+    __m256i lower[2], upper[2];
+    for (int e = 0; e < eights; e++) {
+      const uint8_t *at = tile + LINE_BYTES * line + 32 * (first + e);
       const __m256i both = _mm256_loadu_si256((const __m256i *)at);
-      for (int r = 0; r < f.rows; r++) {
-        const int8_t *row = values + r * f.unit;
-        if (f.bits == 4) {
-          low[r] = add_products(low[r], low_halves(both), row + 8 * line);
-          low[r] = add_products(low[r], high_halves(both), row + 8 * line + 4);
-        } else {
-          low[r] = add_products(low[r], low_halves(both), row + 4 * line);
-          high[r] = add_products(high[r], high_halves(both), row + 4 * line);
-        }
-      }
+      lower[e] = low_halves(both);
+      upper[e] = high_halves(both);
     }
     for (int r = 0; r < f.rows; r++) {
-      __m256i sum = _mm256_madd_epi16(low[r], ones), before;
+      const int8_t *row = values + r * f.unit + line * 32 / f.bits;
+      const __m256i x = broadcast_four(row), second = f.bits == 4 ? broadcast_four(row + 4) : x;
+      for (int e = 0; e < eights; e++) {
+        __m256i *sum = f.bits == 4 ? &low[r][e] : &high[r][e];
+        low[r][e] = _mm256_add_epi16(low[r][e], _mm256_maddubs_epi16(lower[e], x));
+        *sum = _mm256_add_epi16(*sum, _mm256_maddubs_epi16(upper[e], second));
+      }
+    }
+  }
+  for (int r = 0; r < f.rows; r++)
+    for (int e = 0; e < eights; e++) {
+      __m256i sum = _mm256_madd_epi16(low[r][e], ones), before;
       if (f.bits == 8)
-        sum = _mm256_add_epi32(sum, _mm256_slli_epi32(_mm256_madd_epi16(high[r], ones), 4));
-      char *to = (char *)dots[r] + 32 * quarter;
+        sum = _mm256_add_epi32(sum, _mm256_slli_epi32(_mm256_madd_epi16(high[r][e], ones), 4));
+      char *to = (char *)dots[r] + 32 * (first + e);
       memcpy(&before, to, sizeof before);
       before = _mm256_add_epi32(before, sum);
       memcpy(to, &before, sizeof before);
     }
-  }
+}
+
+// By sixteen outputs, or by eight where there are not registers enough.
+INLINE void dot_products(const uint8_t *tile, const int8_t *values, const form f,
+                         ivec dots[TOGETHER][HALVES]) {
+  const int eights = f.bits == 4 ? 2 : 1;
+  for (int first = 0; first < PHI3_OUTPUTS / 8; first += eights)
+    dot_products_of(tile, values, f, first, eights, dots);
 }

@@ -102,6 +102,15 @@ static pieces share_out(const context *c, int rows, int inputs, int tiles) {
   return (pieces){panel, panels, group, (tiles + group - 1) / group};
 }
 
+// What of the next tile is brought from memory while some rows of a panel are multiplied with one:
+// their share of it, so that all of it is there in time, and the processor waits for none.
+INLINE coming next_of(const phi3_matrix *w, int tile, int row, int from, int to) {
+  const ptrdiff_t bytes = (ptrdiff_t)layout_of(w).bytes, rows = to - from;
+  if (tile + 1 >= tiles_of(w) || rows <= 2) return (coming){0};
+  const uint8_t *next = w->tiles + bytes * (tile + 1);
+  return (coming){next + bytes * (row - from) / rows, bytes * TOGETHER / rows};
+}
+
 // y = x W^T, or y += x W^T
 INLINE void multiply_rows(const context *c, const phi3_matrix *w, const activations *x, int rows,
                           float *y, int width, int adds) {
@@ -114,7 +123,7 @@ INLINE void multiply_rows(const context *c, const phi3_matrix *w, const activati
     for (int tile = first; tile < end; tile++)
       for (int row = from; row < to; row += TOGETHER) {
         int count = least(TOGETHER, to - row);
-        multiply_tile(w, tile, x, row, count, out);
+        multiply_tile(w, tile, x, row, count, next_of(w, tile, row, from, to), out);
         for (int r = 0; r < count; r++) {
           float *at = y + (size_t)(row + r) * width + tile * PHI3_OUTPUTS;
           for (int half = 0; half < HALVES; half++, at += LANES) {
@@ -139,8 +148,10 @@ static void gate_rows(const context *c, const phi3_layer *layer) {
     for (int tile = first; tile < end; tile++)
       for (int row = from; row < to; row += TOGETHER) {
         int count = least(TOGETHER, to - row);
-        multiply_tile(&layer->gate, tile, &m->hidden, row, count, gate);
-        multiply_tile(&layer->up, tile, &m->hidden, row, count, up);
+        coming next = next_of(&layer->gate, tile, row, from, to);
+        multiply_tile(&layer->gate, tile, &m->hidden, row, count, next, gate);
+        next = next_of(&layer->up, tile, row, from, to);
+        multiply_tile(&layer->up, tile, &m->hidden, row, count, next, up);
         for (int r = 0; r < count; r++) {
           vec v[HALVES];
           for (int half = 0; half < HALVES; half++) {
