@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 from contenders import THREADS
+from native_model import native_model
 from openvino_model import openvino_model
 from paged_model import PagedModel, Piece
 from random_phi3 import HERE, LAYERS, RANDOM_PHI3, VOCABULARY, random_phi3, save_checkpoint
@@ -28,6 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from phi3_batch.build import build_int4
+from phi3_batch.engines.native.engine import NativeEngine
 from phi3_batch.engines.ov.int4 import instructions_for
 from phi3_batch.model_files import ModelFolder
 
@@ -108,6 +110,13 @@ def openvino_logits(
     return np.concatenate(found)
 
 
+def native_logits(model: Path, prompts: np.ndarray) -> np.ndarray:
+    """Of the native engine: whole or in pieces they are the same bit by bit."""
+    folder = ModelFolder.open(model)
+    engine = NativeEngine(folder, native_model(folder), memory_bytes=10**8)
+    return np.concatenate([engine.read_logits(prompt.tolist()) for prompt in prompts])
+
+
 def float_activations() -> Path:
     """The build with the same weights and float32 activations: what the weights say, exactly."""
     import onnx
@@ -147,6 +156,8 @@ def variants(prompts: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     yield "token by token", onnxruntime_logits(RANDOM_PHI3, prompts, THREADS, 1)
     yield "float32 activations", onnxruntime_logits(float_activations(), prompts, THREADS)
     yield "blocks of 128 weights", onnxruntime_logits(other_blocks(), prompts, THREADS)
+    yield "native", native_logits(RANDOM_PHI3, prompts)
+    yield "native, activations in 16 bits", native_logits(float_activations(), prompts)
     yield "OpenVINO, as the engine runs it", openvino_logits(prompts)
     yield "OpenVINO, in pieces of 32 tokens", openvino_logits(prompts, 32)
     yield "OpenVINO, token by token", openvino_logits(prompts, 1)

@@ -103,20 +103,19 @@ class OurNative(OurEngine):
     prefix_caching = True
 
     def __init__(self, model: Path) -> None:
-        from native_model import native_model
+        from native_model import native_cache_bytes, native_model
 
-        from phi3_batch.engines.native.engine import BLOCK_TOKENS, NativeEngine
-        from phi3_batch.engines.native.spec import KV_VALUE_BYTES
+        from phi3_batch.engines.native.engine import NativeEngine
 
         folder = ModelFolder.open(model)
         self._engine = NativeEngine(
             folder, native_model(folder), prefix_caching=self.prefix_caching
         )
-        self._block_bytes = BLOCK_TOKENS * folder.dimensions.cache_values_per_token * KV_VALUE_BYTES
+        self._cache_bytes = lambda: native_cache_bytes(self._engine, folder)
 
     def cache_bytes(self) -> int:
-        """Of blocks that are full; each row has one more, which is not."""
-        return len(self._engine._loaded.blocks._key_of) * self._block_bytes
+        """As its block tables tell after the rows."""
+        return self._cache_bytes()
 
 
 class OurNativeFromScratch(OurNative):
