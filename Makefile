@@ -105,6 +105,7 @@ lint: $(VENV)/installed-test
 
 bench: $(VENV)/installed-build
 	$(BIN)/python benchmarks/engines.py
+	$(BIN)/python benchmarks/cores.py
 	$(BIN)/python benchmarks/decode_step.py
 	$(BIN)/python benchmarks/agreement.py
 	$(BIN)/python benchmarks/full_size.py

@@ -14,8 +14,8 @@ from phi3_batch.errors import EnvironmentProblemError, Phi3BatchError
 from phi3_batch.machine import memory_bytes, processors
 from phi3_batch.words import first_line
 
-# resident size of Phi-3-mini's int4 build at most, while OpenVINO converts it: 5.4 GB, and 1.6 GB of
-# KV cache for the 4,096 tokens that it has room for at least (docs/models.md)
+# resident size of Phi-3-mini's int4 build at most, while OpenVINO converts it: 5.4 GB, and 1.6 GB
+# of KV cache for the 4,096 tokens that it has room for at least (docs/models.md)
 _PHI3_MINI_GIB = 7
 
 
