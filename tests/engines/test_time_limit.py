@@ -145,18 +145,18 @@ def test_nothing_is_ended_where_no_job_has_asked_for_it(run, limits):
 @both_engines
 def test_an_answer_in_time_a_slow_one_that_grows_and_a_failure_end_their_limits(run, module):
     code = """
-hang_in(0.4)
-print(engine.generate(requests)[0].text)  # 3.2 s, a token after the other
-time.sleep(3)
+hang_in(0.2)
+print(engine.generate(requests)[0].text)  # 1.6 s, a token after the other
+time.sleep(1.5)
 print("still here")
 def fail(*arguments):
     raise RuntimeError
 runtime.choose_token = fail
 print(engine.generate(requests)[0].error.code.value)
-time.sleep(3)
+time.sleep(1.5)
 print("still here")
 """
-    done = run(code, module, seconds=2.0)
+    done = run(code, module, seconds=1.0)
     assert (done.returncode, done.stdout) == (
         0,
         f"{MADRID}\nstill here\nengine_error\nstill here\n",
