@@ -43,7 +43,6 @@ struct phi3_model {
   float *states;        // rows x hidden
   float *qkv;           // rows x (heads + 2 x key_value_heads) x head_size
   float *logits;        // wanted x outputs of the tiles of lm_head
-  int32_t *attended;    // 1 + groups of rows: where each begins
   activations hidden, attention, mlp;
   attention_room *attention_rooms;  // of each thread
   char *work;           // all of the above in one piece

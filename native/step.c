@@ -102,6 +102,19 @@ static pieces share_out(const context *c, int rows, int inputs, int tiles) {
   return (pieces){panel, panels, group, (tiles + group - 1) / group};
 }
 
+// Rows and tiles of a piece that nobody has taken; false where there is none left.
+typedef struct {
+  int from, to, first, end;
+} piece;
+
+INLINE int take_piece(const context *c, pieces p, int rows, int tiles, piece *taken) {
+  const int items = p.panels * p.groups, item = pool_take(c->pool, items);
+  if (item >= items) return 0;
+  const int from = item / p.groups * p.panel, first = item % p.groups * p.group;
+  *taken = (piece){from, least(rows, from + p.panel), first, least(tiles, first + p.group)};
+  return 1;
+}
+
 // What of the next tile is brought from memory while some rows of a panel are multiplied with one:
 // their share of it, so that all of it is there in time, and the processor waits for none.
 INLINE coming next_of(const phi3_matrix *w, int tile, int row, int from, int to) {
@@ -114,16 +127,14 @@ INLINE coming next_of(const phi3_matrix *w, int tile, int row, int from, int to)
 // y = x W^T, or y += x W^T
 INLINE void multiply_rows(const context *c, const phi3_matrix *w, const activations *x, int rows,
                           float *y, int width, int adds) {
-  int tiles = tiles_of(w);
-  pieces p = share_out(c, rows, w->inputs, tiles);
+  const int tiles = tiles_of(w);
+  const pieces p = share_out(c, rows, w->inputs, tiles);
   float out[TOGETHER][PHI3_OUTPUTS];
-  for (int piece; (piece = pool_take(c->pool, p.panels * p.groups)) < p.panels * p.groups;) {
-    int from = piece / p.groups * p.panel, to = least(rows, from + p.panel);
-    int first = piece % p.groups * p.group, end = least(tiles, first + p.group);
-    for (int tile = first; tile < end; tile++)
-      for (int row = from; row < to; row += TOGETHER) {
-        int count = least(TOGETHER, to - row);
-        multiply_tile(w, tile, x, row, count, next_of(w, tile, row, from, to), out);
+  for (piece t; take_piece(c, p, rows, tiles, &t);)
+    for (int tile = t.first; tile < t.end; tile++)
+      for (int row = t.from; row < t.to; row += TOGETHER) {
+        const int count = least(TOGETHER, t.to - row);
+        multiply_tile(w, tile, x, row, count, next_of(w, tile, row, t.from, t.to), out);
         for (int r = 0; r < count; r++) {
           float *at = y + (size_t)(row + r) * width + tile * PHI3_OUTPUTS;
           for (int half = 0; half < HALVES; half++, at += LANES) {
@@ -132,7 +143,6 @@ INLINE void multiply_rows(const context *c, const phi3_matrix *w, const activati
           }
         }
       }
-  }
   pool_wait(c->pool);
 }
 
@@ -140,17 +150,15 @@ INLINE void multiply_rows(const context *c, const phi3_matrix *w, const activati
 static void gate_rows(const context *c, const phi3_layer *layer) {
   phi3_model *m = c->model;
   const int tiles = tiles_of(&layer->gate), rows = c->batch->rows;
-  pieces p = share_out(c, rows, c->shape->hidden, tiles);
+  const pieces p = share_out(c, rows, c->shape->hidden, tiles);
   float gate[TOGETHER][PHI3_OUTPUTS], up[TOGETHER][PHI3_OUTPUTS];
-  for (int piece; (piece = pool_take(c->pool, p.panels * p.groups)) < p.panels * p.groups;) {
-    int from = piece / p.groups * p.panel, to = least(rows, from + p.panel);
-    int first = piece % p.groups * p.group, end = least(tiles, first + p.group);
-    for (int tile = first; tile < end; tile++)
-      for (int row = from; row < to; row += TOGETHER) {
-        int count = least(TOGETHER, to - row);
-        coming next = next_of(&layer->gate, tile, row, from, to);
+  for (piece t; take_piece(c, p, rows, tiles, &t);)
+    for (int tile = t.first; tile < t.end; tile++)
+      for (int row = t.from; row < t.to; row += TOGETHER) {
+        const int count = least(TOGETHER, t.to - row);
+        coming next = next_of(&layer->gate, tile, row, t.from, t.to);
         multiply_tile(&layer->gate, tile, &m->hidden, row, count, next, gate);
-        next = next_of(&layer->up, tile, row, from, to);
+        next = next_of(&layer->up, tile, row, t.from, t.to);
         multiply_tile(&layer->up, tile, &m->hidden, row, count, next, up);
         for (int r = 0; r < count; r++) {
           vec v[HALVES];
@@ -161,7 +169,6 @@ static void gate_rows(const context *c, const phi3_layer *layer) {
           round_values(&m->mlp, row + r, tile * PHI3_OUTPUTS, v[0], v[1]);
         }
       }
-  }
   pool_wait(c->pool);
 }
 

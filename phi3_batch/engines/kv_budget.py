@@ -11,10 +11,28 @@ MOST_CACHE_TOKENS = 64 * 1024
 # Tokens of a block of the runtime's cache on CPUs
 BLOCK_TOKENS = 32
 
+# From so many sequences on a step is nearly as fast for each as it gets, and a prefix cache fills
+# whatever room there is.
+_SEQUENCES = 32
+
 # The rest is for what comes and goes: rows of a chunk, results, other processes of the machine.
 _SHARE = 0.5
 # what a step works with
 _WORK_BYTES = 500_000_000
+
+
+def useful_bytes(folder: ModelFolder, value_bytes: int, tokens: int) -> int:
+    """What a KV cache takes that holds rows enough at a time.
+
+    Args:
+        folder: the model.
+        value_bytes: of one value in the cache.
+        tokens: of prompt and answer of the longest request; none has more than the context.
+    """
+    wanted = _SEQUENCES * min(tokens, folder.context_length)
+    most = max(folder.context_length, MOST_CACHE_TOKENS)
+    cached = min(max(wanted, FEWEST_CACHE_TOKENS), most)
+    return cached * folder.dimensions.cache_values_per_token * value_bytes
 
 
 def claim_blocks(folder: ModelFolder, value_bytes: int, weight_copies: int) -> int:

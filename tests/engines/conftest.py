@@ -1,6 +1,7 @@
 """What the engine tests share: the embedded model's requests, and engines of their own."""
 
 import json
+import random
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from phi3_batch.engines.ov.graph import convert
 from phi3_batch.engines.ov.int4 import instructions_for
 from phi3_batch.generation import Completion, GenerationParams, Request
 from phi3_batch.model_files import ModelFolder
-from tests.conftest import TINY_CHECKPOINT
+from tests.conftest import TINY_CHECKPOINT, Sample
 from tests.engines.graphs import OLD_LAYOUT
 from tests.engines.random_builds import build_all
 
@@ -54,7 +55,6 @@ def pack(folder: ModelFolder) -> PackedModel:
     """A build as the native engine runs it, in no file that has a name."""
     with tempfile.TemporaryFile() as file:
         index = pack_model(folder, file)
-        file.flush()
         return PackedModel(json.loads(json.dumps(index)), file)
 
 
@@ -103,6 +103,53 @@ def requests_of_samples(tiny_folder: ModelFolder, samples: Sequence) -> list[Req
     """One greedy request for each sample prompt."""
     encode = tiny_folder.tokenizer.encode_prompt
     return [Request(tuple(encode(sample.prompt))) for sample in samples]
+
+
+@pytest.fixture(scope="session")
+def hot(requests_of_samples: list[Request]) -> list[Request]:
+    """Sampled requests of which every bit counts: prompts short and long, alone and in company."""
+    kinds = [(1.0, 0, 1.0), (2.0, 0, 0.9), (3.0, 40, 1.0), (1.5, 20, 0.8)]
+    prompts = [request.prompt_ids for request in requests_of_samples[:40]]
+    beginning = prompts[0] * 12
+    prompts += [beginning + prompt for prompt in prompts[:15]]
+    return [
+        Request(prompt, GenerationParams(30, temperature, top_p, top_k, seed=seed))
+        for seed, prompt in enumerate(prompts)
+        for temperature, top_k, top_p in kinds
+    ]
+
+
+@pytest.fixture(scope="session")
+def check_phrasings(
+    tiny_folder: ModelFolder, samples: Sequence[Sample]
+) -> Callable[[Engine, Engine], None]:
+    """Compares an engine with the reference on 300 phrasings that the model never saw."""
+    phrasings = [
+        lambda prompt: prompt.replace("?<|end|>", "<|end|>"),
+        lambda prompt: prompt.replace("?<|end|>", "??<|end|>"),
+        lambda prompt: prompt.replace("?<|end|>", "?!<|end|>"),
+        lambda prompt: prompt.replace("?<|end|>", ".<|end|>"),
+        lambda prompt: prompt.replace("?<|end|>", "? <|end|>"),
+        lambda prompt: prompt.replace("<|user|>", "<|user|>\n").replace("\n\n", "\n\n\n"),
+    ]
+    known = [sample.prompt for sample in samples if "?<|end|>" in sample.prompt]
+    asked = {phrase(prompt) for phrase in phrasings for prompt in known} - set(known)
+    encode = tiny_folder.tokenizer.encode_prompt
+    requests = [
+        Request(tuple(encode(prompt)), GenerationParams(max_tokens=60))
+        for prompt in random.Random(0).sample(sorted(asked), 300)
+    ]
+
+    def check_phrasings(engine: Engine, reference: Engine) -> None:
+        pairs = list(zip(engine.generate(requests), reference.generate(requests), strict=True))
+        # where it does not know an answer, two tokens may be as good as equally likely
+        answers = {sample.answer for sample in samples}
+        sure = [(answer, expected) for answer, expected in pairs if expected.text in answers]
+        assert len(sure) > 250
+        assert [answer for answer, _ in sure] == [expected for _, expected in sure]
+        assert sum(answer == expected for answer, expected in pairs) >= 297
+
+    return check_phrasings
 
 
 @pytest.fixture(scope="session")

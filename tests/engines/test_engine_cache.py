@@ -382,6 +382,17 @@ def test_weights_that_change_while_they_are_read_are_not_kept(
     assert list(cache_root.glob("*/")) == []
 
 
+def test_weights_that_are_kept_in_memory_are_there_to_the_last_byte(
+    monkeypatch, tmp_path, cache_root, tiny_folder
+):
+    manifest = tiny_folder.read_manifest()
+    on_disk = native_cache.packed_model(tiny_folder, manifest)
+    (tmp_path / "file").write_text("")
+    put_caches(monkeypatch, [tmp_path / "file" / "cache"])
+    in_memory = native_cache.packed_model(tiny_folder, manifest)
+    assert bytes(in_memory._weights) == bytes(on_disk._weights)
+
+
 @both
 def test_a_disk_that_takes_nothing_leaves_the_model_in_memory(
     monkeypatch, caplog, tmp_path, tiny_folder, samples, requests_of_samples, choice

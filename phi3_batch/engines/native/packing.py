@@ -39,7 +39,9 @@ def pack_model(folder: ModelFolder, file: BinaryIO) -> dict[str, Any]:
     graph = Graph(folder)
     plan = read_plan(graph, folder)
     with ThreadPoolExecutor(thread_count()) as threads:
-        return _Writer(file, graph, threads).write(plan, folder)
+        index = _Writer(file, graph, threads).write(plan, folder)
+    file.flush()  # who maps it sees what is in the file alone
+    return index
 
 
 class _Writer:

@@ -7,7 +7,7 @@ model, on 2 cores. They are peaks of one process.
 from pathlib import Path
 
 from phi3_batch.engines.base import Engine
-from phi3_batch.engines.kv_budget import FEWEST_CACHE_TOKENS, MOST_CACHE_TOKENS
+from phi3_batch.engines.kv_budget import useful_bytes
 from phi3_batch.engines.spec import ONNX_PROCESS_BYTES, EngineSpec
 from phi3_batch.errors import EngineError, UnsupportedModelError
 from phi3_batch.model_files import Manifest, ModelFolder
@@ -16,9 +16,6 @@ from phi3_batch.model_files.manifest import total_bytes
 
 KV_VALUE_BYTES = 2  # float16
 LIBRARY = Path(__file__).with_name("libphi3.so")
-
-# With so many sequences at a time a step is nearly as fast for each as it gets.
-_SEQUENCES = 32
 
 
 def refuse(folder: ModelFolder) -> str | None:
@@ -45,9 +42,7 @@ def memory_bytes(folder: ModelFolder, tokens: int) -> int:
         folder: the build.
         tokens: of prompt and answer of the longest request; none has more than the context.
     """
-    wanted = _SEQUENCES * min(tokens, folder.context_length)
-    cached = min(max(wanted, FEWEST_CACHE_TOKENS), max(folder.context_length, MOST_CACHE_TOKENS))
-    cache = cached * folder.dimensions.cache_values_per_token * KV_VALUE_BYTES
+    cache = useful_bytes(folder, KV_VALUE_BYTES, tokens)
     embedding = folder.vocab_size * folder.dimensions.hidden_size * FLOAT32_BYTES
     weights = max(0, total_bytes(folder.path, folder.files) - embedding)
     return ONNX_PROCESS_BYTES + weights + cache

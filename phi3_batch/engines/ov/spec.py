@@ -5,7 +5,7 @@ model, on 2 cores. They are peaks of one process.
 """
 
 from phi3_batch.engines.base import Engine
-from phi3_batch.engines.kv_budget import FEWEST_CACHE_TOKENS, MOST_CACHE_TOKENS
+from phi3_batch.engines.kv_budget import useful_bytes
 from phi3_batch.engines.spec import ONNX_PROCESS_BYTES, EngineSpec
 from phi3_batch.errors import EngineError, UnsupportedModelError
 from phi3_batch.model_files import Manifest, ModelFolder
@@ -14,10 +14,6 @@ from phi3_batch.model_files.longrope import find_switch
 from phi3_batch.model_files.manifest import total_bytes
 
 _FLOAT16_BYTES = 2
-
-# From so many sequences on a step takes as long for more, and a prefix cache fills whatever room
-# there is.
-_SEQUENCES = 32
 
 
 def refuse(folder: ModelFolder) -> str | None:
@@ -46,11 +42,8 @@ def memory_bytes(folder: ModelFolder, tokens: int) -> int:
         folder: the build.
         tokens: of prompt and answer of the longest request; none has more than the context.
     """
-    context_length, files_bytes = folder.context_length, total_bytes(folder.path, folder.files)
-    most = max(context_length, MOST_CACHE_TOKENS)
-    wanted = _SEQUENCES * min(tokens, context_length)
-    cached = min(max(wanted, FEWEST_CACHE_TOKENS), most)
-    cache = cached * folder.dimensions.cache_values_per_token * _FLOAT16_BYTES
+    files_bytes = total_bytes(folder.path, folder.files)
+    cache = useful_bytes(folder, _FLOAT16_BYTES, tokens)
     # weights as the file has them and as they are multiplied, which the embedding is not
     embedding = folder.vocab_size * folder.dimensions.hidden_size * FLOAT32_BYTES
     return ONNX_PROCESS_BYTES + files_bytes + max(0, files_bytes - embedding) + cache
