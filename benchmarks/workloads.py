@@ -78,7 +78,7 @@ class Texts:
 
     def __init__(self, seed: int, tokenizer: Path = TOKENIZER / "tokenizer.json") -> None:
         self._random = np.random.default_rng(seed)
-        self._template = ChatTemplate(Tokenizer(tokenizer))
+        self._template = ChatTemplate.of(Tokenizer(tokenizer), None, {})
         vocabulary = json.loads(tokenizer.read_text(encoding="utf-8"))["model"]["vocab"]
         # "▁" begins a word, and no token of this vocabulary has one in its middle
         self._words = [

@@ -31,7 +31,7 @@ from phi3_batch.errors import (
 from phi3_batch.generation import GenerationParams, Request
 from phi3_batch.machine import available_memory_bytes
 from phi3_batch.model_files import Checkpoint, ModelFolder
-from phi3_batch.text import ChatTemplate, Message
+from phi3_batch.text import Message
 from phi3_batch.words import first_line
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
@@ -87,7 +87,7 @@ class Trial:
 
     Attributes:
         answer: the beginning of its answer to QUESTION.
-        no_chat: why it was asked without a chat template, if it was: "the tokenizer has no token…".
+        no_chat: why it was asked without a chat template, if it was: "its tokenizer lacks…".
         perplexity: on the text.
         checkpoint_perplexity: of the checkpoint in float32, on the same; None where there is too
             little memory for it.
@@ -231,8 +231,7 @@ def check_build(folder: ModelFolder, checkpoint: Checkpoint, text: Path = SAMPLE
     ids = read_text(text, folder.tokenizer)
     engine = OnnxRuntimeGenAIEngine(folder)
     try:
-        template, no_chat = ChatTemplate(engine.tokenizer), None
-        prompt = template.encode([Message("user", QUESTION)])
+        prompt, no_chat = folder.chat_template.encode([Message("user", QUESTION)]), None
     except InvalidModelError as error:
         no_chat, prompt = str(error), engine.tokenizer.encode_prompt(QUESTION)
     request = Request(tuple(prompt), GenerationParams(max_tokens=_MAX_TOKENS))

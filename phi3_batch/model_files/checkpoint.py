@@ -11,7 +11,7 @@ from typing import Any
 
 from phi3_batch.errors import EnvironmentProblemError, InvalidModelError
 from phi3_batch.model_files.dimensions import Dimensions
-from phi3_batch.model_files.folder import MODEL_TYPE, TOKENIZER, CheckedFolder
+from phi3_batch.model_files.folder import MODEL_TYPE, TOKENIZER, CheckedFolder, template_files
 from phi3_batch.model_files.manifest import require_file
 
 _CONFIG = "config.json"
@@ -76,7 +76,10 @@ class Checkpoint(CheckedFolder):
                 end_token_ids=_end_token_ids(generation, config),
                 # transformers 4 called it torch_dtype
                 dtype=str(config.get("dtype") or config.get("torch_dtype") or "float32"),
-                files=(_CONFIG, *optional, TOKENIZER, *_weight_files(path)),
+                files=(
+                    *(_CONFIG, *optional, TOKENIZER),
+                    *(*_weight_files(path), *template_files(path)),
+                ),
                 dimensions=_dimensions(config),
             )
         except _DAMAGE as error:

@@ -14,7 +14,7 @@ from typing import Any
 
 from phi3_batch.errors import InvalidModelError
 from phi3_batch.model_files.dimensions import Dimensions
-from phi3_batch.model_files.folder import MODEL_TYPE, TOKENIZER, CheckedFolder
+from phi3_batch.model_files.folder import MODEL_TYPE, TOKENIZER, CheckedFolder, template_files
 from phi3_batch.model_files.manifest import require_file
 
 _CONFIG = "genai_config.json"
@@ -95,7 +95,7 @@ class ModelFolder(CheckedFolder):
             end_token_ids=tuple(_end_token_ids(model)),
             quantization=quantization,
             sliding_window=model["decoder"].get("sliding_window", {}),
-            files=(_CONFIG, TOKENIZER, graph, *data_files),
+            files=(_CONFIG, TOKENIZER, graph, *data_files, *template_files(path)),
             dimensions=_dimensions(model["decoder"]),
         )
 

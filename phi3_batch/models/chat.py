@@ -12,13 +12,15 @@ import pandas as pd
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from phi3_batch.contract import COMPLETION_OBJECT, ERROR_OBJECT, error_reason
+from phi3_batch.errors import RowErrorCode
 from phi3_batch.generation import Completion, GenerationParams, Request, RowError, Usage
-from phi3_batch.model_files import Limits, ModelFolder
+from phi3_batch.model_files import ModelFolder
+from phi3_batch.model_files.folder import CheckedFolder
 from phi3_batch.models.chats import Chat, parse_chat, parse_params
 from phi3_batch.models.examine import examine_rows, most_bytes
 from phi3_batch.models.seeds import with_own_seeds
 from phi3_batch.models.weights import MODEL_ARTIFACT, LoggedWeights
-from phi3_batch.text import ChatTemplate, Tokenizer, find_length_error
+from phi3_batch.text import RefusedChatError, find_length_error
 
 # Beside the generation parameters in MLflow's model_config: what completions call the model.
 MODEL_NAME_CONFIG = "model"
@@ -81,18 +83,13 @@ class ChatModel(PythonModel):
             EngineError: the runtime cannot load the model.
         """
         engine = self._weights.engine()
-        chats, requests = _parse(model_input, engine.tokenizer, engine.limits, self._defaults)
+        rows = self._parse(model_input)
         together = with_own_seeds(
-            (chat.messages, group)
-            for chat, group in zip(chats, requests, strict=True)
-            if isinstance(chat, Chat)
+            (chat.messages, group) for chat, group in rows if isinstance(chat, Chat)
         )
         completions = iter(engine.generate(together))
         created = int(time.time())
-        answers = [
-            _answer(chat, list(islice(completions, len(group))))
-            for chat, group in zip(chats, requests, strict=True)
-        ]
+        answers = [_answer(chat, list(islice(completions, len(group)))) for chat, group in rows]
         return [
             {
                 "id": f"chatcmpl-{uuid.uuid4()}",
@@ -119,18 +116,18 @@ class ChatModel(PythonModel):
             are empty where nothing is wrong.
 
         Raises:
-            InvalidModelError: the tokenizer is not Phi-3's.
+            InvalidModelError: the model has no chat template that can be read.
         """
-        chats, requests = _parse(
-            model_input, self._folder.tokenizer, self._folder.limits, self._defaults
-        )
         return examine_rows(
             (
                 chat if isinstance(chat, RowError) else group
-                for chat, group in zip(chats, requests, strict=True)
+                for chat, group in self._parse(model_input)
             ),
             self._folder.limits,
         )
+
+    def _parse(self, model_input: Any) -> list[tuple[Chat | RowError, list[Request]]]:
+        return [_parse(row, self._folder, self._defaults) for row in _rows(model_input)]
 
     def most_bytes(self) -> int | None:
         """Bytes of a chat's contents, white space aside, beyond which it cannot fit.
@@ -166,22 +163,19 @@ def chat_config(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _parse(
-    model_input: Any, tokenizer: Tokenizer, limits: Limits, defaults: GenerationParams
-) -> tuple[list[Chat | RowError], list[list[Request]]]:
-    """Every row's chat, or what is wrong with it, and the requests that it comes to."""
-    template = ChatTemplate(tokenizer)
-    chats: list[Chat | RowError] = []
-    for row in _rows(model_input):
-        chat = parse_chat(row, defaults)
-        if isinstance(chat, Chat):
-            contents = (message.content for message in chat.messages)
-            chat = find_length_error(contents, tokenizer, limits.context_length) or chat
-        chats.append(chat)
-    requests = [
-        chat.requests(template.encode(chat.messages)) if isinstance(chat, Chat) else []
-        for chat in chats
-    ]
-    return chats, requests
+    row: Mapping[str, Any], folder: CheckedFolder, defaults: GenerationParams
+) -> tuple[Chat | RowError, list[Request]]:
+    """A row's chat, or what is wrong with it, and the requests that it comes to."""
+    chat = parse_chat(row, defaults)
+    if isinstance(chat, RowError):
+        return chat, []
+    contents = (message.content for message in chat.messages)
+    if error := find_length_error(contents, folder.tokenizer, folder.limits.context_length):
+        return error, []
+    try:
+        return chat, chat.requests(folder.chat_template.encode(chat.messages))
+    except RefusedChatError as error:
+        return RowError(RowErrorCode.INVALID_MESSAGES, str(error)), []
 
 
 def _rows(model_input: Any) -> list[Mapping[str, Any]]:

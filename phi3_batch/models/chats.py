@@ -41,7 +41,7 @@ def parse_chat(row: Mapping[str, Any], defaults: GenerationParams) -> Chat | Row
     """Read a row with ``messages`` and optional parameters, or say what is wrong with it.
 
     Null, NaN and a missing key all mean "not given", because that is how MLflow, pandas and Spark
-    write it in turn. A message's ``name`` is ignored: Phi-3's template has no place for it.
+    write it in turn. A message's ``name`` is ignored: chat templates have no place for it.
     """
     values = {name: _plain(value) for name, value in row.items()}
     given = {name: value for name, value in values.items() if not is_null(value)}

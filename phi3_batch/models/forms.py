@@ -26,10 +26,9 @@ from phi3_batch.models.weights import (
     REFERENCE_ARTIFACT,
 )
 from phi3_batch.platforms import find_mlflow
-from phi3_batch.text import CHAT_TOKENS, missing_tokens
 
 # What the models import when they are loaded, beside what their engines do.
-_PACKAGES = ("tokenizers", "pandas", "numpy", "platformdirs", "filelock", "xxhash")
+_PACKAGES = ("jinja2", "tokenizers", "pandas", "numpy", "platformdirs", "filelock", "xxhash")
 
 _PROMPT_EXAMPLE = {PROMPT_INPUT: "<|user|>\nWhat is the capital of Spain?<|end|>\n<|assistant|>\n"}
 _CHAT_EXAMPLE = {
@@ -79,22 +78,24 @@ class Form:
             called: what the user knows them by, if not by the folder.
 
         Raises:
-            InvalidModelError: it lacks control tokens of the chat format, is another model's, or
-                is no tokenizer at all.
+            InvalidModelError: there is no chat template that can be read, the tokenizer is
+                another model's, or is no tokenizer at all.
         """
         called = called or str(folder.path)
         tokenizer, limit = folder.tokenizer, folder.vocab_size
         ids = [("its vocabulary goes up to", tokenizer.vocab_size - 1)]
         if self.task == CHAT_TASK:
-            if missing := missing_tokens(tokenizer):
+            try:
+                tokens = folder.chat_template.control_tokens()
+            except InvalidModelError as error:
                 of_prompts = "log it as a model of raw prompts (phi3-batch log prompt)"
                 if isinstance(folder, Checkpoint):
                     of_prompts = f"make its int4 build (phi3-batch build), and {of_prompts}"
                 raise InvalidModelError(
-                    f"{called} cannot answer chats: its tokenizer lacks {', '.join(missing)}"
-                    f" of Phi-3's chat format; {of_prompts}"
-                )
-            ids += [(f"{token} is", tokenizer.control_tokens[token].id) for token in CHAT_TOKENS]
+                    f"{called} cannot answer chats: {error}; put the model's own"
+                    f" chat_template.jinja there, or {of_prompts}"
+                ) from error
+            ids += [(f"{name} is", token_id) for name, token_id in tokens.items()]
         for what, token_id in ids:
             if token_id >= limit:
                 raise InvalidModelError(

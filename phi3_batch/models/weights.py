@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,6 +12,7 @@ from phi3_batch import scratch
 from phi3_batch.engines import Engine, choose, registry, this_process
 from phi3_batch.errors import InvalidModelError
 from phi3_batch.model_files import Checkpoint, Manifest, ModelFolder
+from phi3_batch.model_files.folder import TEMPLATE_FILES
 from phi3_batch.models.reference import Reference
 from phi3_batch.words import first_line
 
@@ -69,9 +70,14 @@ class LoggedWeights:
         logged = _read(context, ENGINE_ARTIFACT, str) if has_engine else "auto"
         choose(logged)  # now, so that a job hears of a wrong name before its first row
         folder = open_folder(path)
-        if unknown := sorted(set(folder.files) - set(manifest.files)):
+        unknown = set(folder.files) - set(manifest.files)
+        if unknown <= set(TEMPLATE_FILES) and manifest.files.keys().isdisjoint(TEMPLATE_FILES):
+            # logged without a chat template, or by a release that did not read it
+            known = tuple(name for name in folder.files if name not in unknown)
+            folder = replace(folder, files=known)
+        elif unknown:
             raise InvalidModelError(
-                f"{folder.path / unknown[0]} was not there when the model was logged: the copy is"
+                f"{folder.path / min(unknown)} was not there when the model was logged: the copy is"
                 " damaged, copy it again, or log the model again"
             )
         return cls(folder, manifest, logged)

@@ -9,4 +9,4 @@ from importlib.util import find_spec
 
 def missing_packages() -> list[str]:
     """What draws a report and is not installed here."""
-    return [name for name in ("jinja2", "matplotlib") if find_spec(name) is None]
+    return [name for name in ("matplotlib",) if find_spec(name) is None]

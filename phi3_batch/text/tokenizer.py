@@ -20,9 +20,10 @@ _PIECE = 65_536
 
 
 class ControlToken(NamedTuple):
-    """An added token: its id, and whether it swallows the white space that follows it."""
+    """An added token: its id, and whether it swallows the white space around it."""
 
     id: int
+    strips_preceding_space: bool
     strips_following_space: bool
 
 
@@ -41,13 +42,13 @@ class Tokenizer:
             definition = json.loads(path.read_text(encoding="utf-8"))
             self._raw = tokenizers.Tokenizer.from_str(json.dumps(definition))
             added_tokens = definition["added_tokens"]
-            self._plain = tokenizers.Tokenizer.from_str(
-                json.dumps(definition | {"added_tokens": []})
-            )
+            self._plain = tokenizers.Tokenizer.from_str(json.dumps(_of_contents(definition)))
         except Exception as error:  # the library raises bare Exception for a bad definition
             raise InvalidModelError(f"{path} is not a tokenizer.json: {error}") from error
         self._control_tokens = {
-            token["content"]: ControlToken(token["id"], bool(token["rstrip"]))
+            token["content"]: ControlToken(
+                token["id"], bool(token["lstrip"]), bool(token["rstrip"])
+            )
             for token in added_tokens
         }
         self.most_bytes_per_token = _most_bytes_per_token(definition, self._raw)
@@ -123,6 +124,15 @@ class TextStream:
         self._before, self._shown = self._shown, len(self._ids)
         self.text += piece
         return piece
+
+
+def _of_contents(definition: Mapping[str, Any]) -> dict[str, Any]:
+    """The tokenizer without control tokens, for text that is never the first of a prompt."""
+    changed: dict[str, Any] = json.loads(json.dumps(definition)) | {"added_tokens": []}
+    for step in _steps(changed.get("pre_tokenizer"), "pretokenizers"):
+        if step.get("prepend_scheme") == "first":
+            step["prepend_scheme"] = "never"
+    return changed
 
 
 def _most_bytes_per_token(

@@ -2,7 +2,8 @@ import pytest
 import workloads
 from workloads import Row, Texts, spread, workload
 
-from phi3_batch.text import ChatTemplate, Message, Tokenizer
+from phi3_batch.model_files import Checkpoint
+from phi3_batch.text import Message
 
 
 def prompt_tokens(rows: tuple[Row, ...]) -> int:
@@ -25,7 +26,7 @@ def test_a_workload_is_the_same_each_time():
 
 
 def test_the_tokenizer_makes_a_rows_ids_of_its_text():
-    template = ChatTemplate(Tokenizer(workloads.TOKENIZER / "tokenizer.json"))
+    template = Checkpoint.open(workloads.TOKENIZER).chat_template
 
     for row in (*workload("W").rows, *workload("S").rows):
         turns = [Message("system", row.system)] if row.system else []

@@ -12,7 +12,7 @@ import pytest
 
 from phi3_batch.build import check_options
 from phi3_batch.cli import main
-from phi3_batch.model_files import Checkpoint, ModelFolder
+from phi3_batch.model_files import Checkpoint
 from tests.conftest import TINY_CHECKPOINT, TINY_MODEL
 
 Run = Callable[..., str]
@@ -58,9 +58,9 @@ def test_the_folder_of_a_repository_of_builds(run: Run, tmp_path: Path) -> None:
     assert run("log", "prompt", meant[1]) == ""
 
 
-def test_files_that_are_incomplete(run: Run, tmp_path: Path, tiny_folder: ModelFolder) -> None:
+def test_files_that_are_incomplete(run: Run, tmp_path: Path) -> None:
     build = shutil.copytree(TINY_MODEL, tmp_path / "build")
-    data = build / tiny_folder.files[-1]
+    [data] = build.glob("*.data")
     data.write_text("version https://git-lfs.github.com/spec/v1\n")
     assert "run 'git lfs pull' where it came from" in run("log", "prompt", build)
     data.unlink()
@@ -75,6 +75,11 @@ def test_a_model_of_another_chat_format(run: Run, with_chatml: Callable[[Path], 
     advised = re.search(r"\(phi3-batch (log prompt)\)", said)
     assert advised is not None, said
     assert run(*advised[1].split(), folder) == ""
+    assert "put the model's own chat_template.jinja there" in said
+    (folder / "chat_template.jinja").write_text(
+        "{% for m in messages %}<|im_start|>{{ m.role + m.content }}<|im_end|>{% endfor %}"
+    )
+    assert run("log", "chat", folder) == ""
 
 
 def test_an_adapter_beside_the_weights(run: Run, tmp_path: Path) -> None:

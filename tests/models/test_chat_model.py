@@ -2,7 +2,9 @@
 
 import json
 import logging
+import shutil
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import mlflow
@@ -14,8 +16,8 @@ import phi3_batch
 from phi3_batch.errors import InvalidModelError, InvalidParameterError
 from phi3_batch.generation import GenerationParams, Request
 from phi3_batch.models.chat import ChatModel
-from phi3_batch.text import ChatTemplate, Message
-from tests.conftest import SAMPLE_DATA
+from phi3_batch.text import Message, Tokenizer
+from tests.conftest import SAMPLE_DATA, TINY_MODEL
 
 NAME = "capital-knower"
 SPAIN = [{"role": "user", "content": "What is the capital of Spain?"}]
@@ -70,9 +72,9 @@ def sample_chats():
 
 
 @pytest.fixture(scope="module")
-def encode(tiny_engine):
+def encode(tiny_folder):
     """Token ids of a chat, by the template alone."""
-    template = ChatTemplate(tiny_engine.tokenizer)
+    template = tiny_folder.chat_template
     return lambda messages: template.encode([Message(**message) for message in messages])
 
 
@@ -603,3 +605,26 @@ def test_a_copy_cut_short_is_refused_when_it_is_loaded(copy_of_model):
         f"{data} has 1000 bytes, 2454272 when it was logged:"
         " the copy is damaged, copy it again, or log the model again"
     )
+
+
+def test_a_models_own_template_is_followed_and_a_chat_that_it_refuses_costs_no_other(tmp_path):
+    folder = Path(shutil.copytree(TINY_MODEL, tmp_path / "build"))
+    template = (
+        "<s>{% for m in messages %}{% if m.role == 'system' %}"
+        "{{ raise_exception('no system message, please') }}{% endif %}"
+        "<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}<|assistant|>"
+    )
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    model = mlflow.pyfunc.load_model(phi3_batch.log_chat_model(folder).model_uri)
+    system = {"role": "system", "content": "secret"}
+    before, refused, after = model.predict(chats(SPAIN, [system, *SPAIN], SPAIN))
+    assert before["usage"] == after["usage"]
+    assert before["usage"]["prompt_tokens"] == 1 + len(
+        Tokenizer(folder / "tokenizer.json").encode_prompt(
+            "<|user|>What is the capital of Spain?<|end|><|assistant|>"
+        )
+    )
+    assert before["choices"][0]["message"]["content"]
+    assert reasons(refused) == [
+        "invalid_messages: the model's chat template refuses it (no system message, please)"
+    ]

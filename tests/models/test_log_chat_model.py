@@ -15,7 +15,7 @@ from phi3_batch.errors import InvalidModelError, InvalidParameterError
 
 REQUIRED = (
     *("mlflow", "tokenizers", "pandas", "numpy"),
-    *("filelock", "onnxruntime", "onnxruntime-genai", "platformdirs", "xxhash"),
+    *("filelock", "jinja2", "onnxruntime", "onnxruntime-genai", "platformdirs", "xxhash"),
 )
 ON_X86 = ("llvmlite", "onnx", "openvino-genai")
 INPUTS = (
@@ -270,13 +270,22 @@ def test_a_tokenizer_without_the_chat_format_is_refused_and_the_advice_helps(
     with pytest.raises(InvalidModelError) as error:
         phi3_batch.log_chat_model(folder, registered_model_name="refused")
     assert str(error.value) == (
-        f"{folder} cannot answer chats: its tokenizer lacks <|user|>, <|end|> of Phi-3's chat"
-        " format; log it as a model of raw prompts (phi3-batch log prompt)"
+        f"{folder} cannot answer chats: its tokenizer lacks <|user|>, <|end|> of its chat"
+        " template; put the model's own chat_template.jinja there, or log it as a model of raw"
+        " prompts (phi3-batch log prompt)"
     )
     assert count_logged() == before
     prompt = "<|im_start|>\nWhat is the capital of Spain?<|im_end|>\n<|assistant|>\n"
     model = mlflow.pyfunc.load_model(phi3_batch.log_prompt_model(folder).model_uri)
     assert model.predict({"prompt": prompt}) == [MADRID]
+
+    chatml = "{% for m in messages %}<|im_start|>\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    (folder / "chat_template.jinja").write_text(chatml + "<|assistant|>\n", encoding="utf-8")
+    model = mlflow.pyfunc.load_model(phi3_batch.log_chat_model(folder).model_uri)
+    [answer] = model.predict(
+        {"messages": [{"role": "user", "content": "What is the capital of Spain?"}]}
+    )
+    assert answer["choices"][0]["message"]["content"] == MADRID
 
 
 @pytest.mark.parametrize(

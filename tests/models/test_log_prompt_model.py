@@ -14,7 +14,7 @@ from phi3_batch.errors import InvalidModelError, InvalidParameterError
 
 REQUIRED = (
     *("mlflow", "tokenizers", "pandas", "numpy"),
-    *("filelock", "onnxruntime", "onnxruntime-genai", "platformdirs", "xxhash"),
+    *("filelock", "jinja2", "onnxruntime", "onnxruntime-genai", "platformdirs", "xxhash"),
 )
 ON_X86 = ("llvmlite", "onnx", "openvino-genai")
 INPUTS = "['prompt': string (required)]"

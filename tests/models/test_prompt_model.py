@@ -1,5 +1,6 @@
 """The prompt model, as MLflow loads it."""
 
+import json
 import logging
 
 import mlflow
@@ -8,6 +9,7 @@ import pytest
 
 import phi3_batch
 from phi3_batch.errors import InvalidModelError, InvalidParameterError
+from phi3_batch.text import Message, Tokenizer
 
 JOKE_PROMPT = (
     "<|system|>You are a stand-up comedian.<|end|><|user|>Tell me a joke about atom<|end|>"
@@ -357,3 +359,24 @@ def test_a_manifest_that_leaves_files_out_is_no_way_round(copy_of_model):
     manifest.write_text("{}", encoding="utf-8")
     with pytest.raises(InvalidModelError, match="was not there when the model was logged"):
         mlflow.pyfunc.load_model(str(copy_of_model))
+
+
+def test_a_template_that_was_put_there_later_is_not_the_models(copy_of_model):
+    [config] = copy_of_model.rglob("tokenizer_config.json")
+    config.with_name("chat_template.jinja").write_text("{{ messages }}", encoding="utf-8")
+    with pytest.raises(InvalidModelError, match=r"chat_template\.jinja was not there when the"):
+        mlflow.pyfunc.load_model(str(copy_of_model))
+
+
+def test_a_model_that_was_logged_without_its_template_has_phi3s(copy_of_model):
+    [manifest] = copy_of_model.rglob("manifest.json")
+    files = json.loads(manifest.read_text(encoding="utf-8"))
+    del files["tokenizer_config.json"]  # as releases before did
+    manifest.write_text(json.dumps(files), encoding="utf-8")
+    [config] = copy_of_model.rglob("tokenizer_config.json")
+    config.write_text("no longer JSON", encoding="utf-8")
+    model = mlflow.pyfunc.load_model(str(copy_of_model)).unwrap_python_model()
+    ids = model._weights.folder.chat_template.encode([Message("user", "Hi")])
+    assert ids == Tokenizer(config.with_name("tokenizer.json")).encode_prompt(
+        "<|user|>\nHi<|end|>\n<|assistant|>\n"
+    )

@@ -51,7 +51,7 @@ def test_a_logged_model_has_no_weights_and_answers_by_them(
     logged = log_prompt_model(TINY_MODEL, by_reference=as_uri(shared))
     held = files_in(Path(mlflow.artifacts.download_artifacts(logged.model_uri)))
     assert WEIGHTS not in held
-    assert sum(held.values()) < 1e6
+    assert sum(held.values()) < 2e6  # of the package
     model = mlflow.pyfunc.load_model(logged.model_uri)
     assert model.predict({"prompt": PROMPT}) == [MADRID]
     [fetched] = cache.glob(f"*/{WEIGHTS}")

@@ -8,6 +8,7 @@ from phi3_batch.model_files import Checkpoint, Dimensions
 from tests.conftest import TINY_CHECKPOINT
 
 FILES = ("config.json", "generation_config.json", "tokenizer.json", "model.safetensors")
+WITH_TEMPLATE = (*FILES, "tokenizer_config.json")
 LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 2454272\n"
 INDEX = "model.safetensors.index.json"
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
@@ -65,7 +66,7 @@ def test_a_checkpoint_says_what_it_is(folder):
         vocab_size=1024,
         end_token_ids=(1000, 1001, 1007),
         dtype="float16",
-        files=FILES,
+        files=WITH_TEMPLATE,
         dimensions=Dimensions(layers=4, key_value_heads=6, head_size=32, hidden_size=192),
     )
     assert checkpoint.model_type == "phi3"
@@ -93,7 +94,7 @@ def test_an_adapter_that_only_some_machines_would_load_is_refused(folder):
 def test_a_manifest_holds_every_file_of_the_model(folder):
     manifest = Checkpoint.open(folder).read_manifest()
     assert {name: size for name, (size, _) in manifest.files.items()} == {
-        name: (folder / name).stat().st_size for name in FILES
+        name: (folder / name).stat().st_size for name in WITH_TEMPLATE
     }
 
 
@@ -142,7 +143,7 @@ def test_weights_in_another_format_are_no_weights(folder):
 
 
 def test_the_shards_of_an_index_are_files_of_the_model(sharded):
-    assert Checkpoint.open(sharded).files == (*FILES[:3], INDEX, *SHARDS)
+    assert Checkpoint.open(sharded).files == (*FILES[:3], INDEX, *SHARDS, *WITH_TEMPLATE[4:])
 
 
 @pytest.mark.parametrize("shard", SHARDS)
@@ -164,7 +165,7 @@ def test_a_damaged_index_is_named(sharded, content):
 
 def test_weights_in_one_file_come_before_an_index_as_they_do_for_transformers(folder, sharded):
     shutil.copy(TINY_CHECKPOINT / "model.safetensors", folder)
-    assert Checkpoint.open(folder).files == FILES
+    assert Checkpoint.open(folder).files == WITH_TEMPLATE
 
 
 # what is in it
@@ -207,7 +208,9 @@ def test_end_tokens_are_read_from_the_configuration_where_there_is_no_other_file
     (folder / "generation_config.json").unlink()
     checkpoint = Checkpoint.open(folder)
     assert checkpoint.end_token_ids == (1000,)
-    assert checkpoint.files == ("config.json", "tokenizer.json", "model.safetensors")
+    assert checkpoint.files == tuple(
+        name for name in WITH_TEMPLATE if name != "generation_config.json"
+    )
 
 
 def test_end_tokens_are_read_from_the_configuration_where_the_other_file_has_none(folder, edit):

@@ -8,11 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phi3_batch.text import ROLES, ChatTemplate, Message, Tokenizer
-from tests.conftest import SAMPLE_DATA, TINY_MODEL
+from phi3_batch.model_files import Checkpoint, ModelFolder
+from phi3_batch.text import ROLES, Message
+from tests.conftest import TINY_CHECKPOINT, TINY_MODEL
+from tests.unit.templates import TEMPLATES, template_of, write_folder
 
 NUMBER_OF_CONTENTS = 10_000
-TOKENIZERS = {"onnx": TINY_MODEL, "checkpoint": SAMPLE_DATA / "phi3-tiny"}
+FOLDERS = {"onnx": ModelFolder.open(TINY_MODEL), "checkpoint": Checkpoint.open(TINY_CHECKPOINT)}
 
 # white space to the tokenizer, to Python, or only to the eye
 SPACES = ["", " ", "\n", "\r\n", "\t", "\u00a0", "\u2028", "\u3000", "\u200b", "\u200d", "\ufeff"]
@@ -30,20 +32,29 @@ WORDS = [
 ]
 
 
-@pytest.fixture(scope="module", params=TOKENIZERS)
+@pytest.fixture(scope="module", params=FOLDERS)
 def folder(request):
-    return TOKENIZERS[request.param]
+    return FOLDERS[request.param]
+
+
+@pytest.fixture(scope="module")
+def template(folder):
+    return folder.chat_template
 
 
 @pytest.fixture(scope="module")
 def tokenizer(folder):
-    return Tokenizer(folder / "tokenizer.json")
+    return folder.tokenizer
 
 
 @pytest.fixture(scope="module")
 def control_tokens(folder):
     """Spelling → id of every added token, ``<s>``, ``</s>`` and ``<unk>`` among them."""
-    definition = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    return added_tokens(folder.path)
+
+
+def added_tokens(path):
+    definition = json.loads((path / "tokenizer.json").read_text(encoding="utf-8"))
     return {token["content"]: token["id"] for token in definition["added_tokens"]}
 
 
@@ -133,9 +144,12 @@ ATTACKS = [
 @pytest.fixture(scope="module")
 def hostile_chats(control_tokens):
     """Chats of one to four messages in any roles, ten thousand messages in all; always the same."""
+    return make_hostile_chats(sorted(control_tokens), NUMBER_OF_CONTENTS)
+
+
+def make_hostile_chats(spellings, number):
     rng = random.Random(20240423)
-    spellings = sorted(control_tokens)
-    left, chats = NUMBER_OF_CONTENTS, []
+    left, chats = number, []
     while left:
         contents = []
         for _ in range(rng.randint(1, 3)):
@@ -146,7 +160,7 @@ def hostile_chats(control_tokens):
     return chats
 
 
-def check(tokenizer, control_tokens, messages):
+def check(template, tokenizer, control_tokens, messages):
     """The control tokens of an encoded chat are the template's, and its contents are all there."""
     expected, expected_texts = [], []
     for role, content in messages:
@@ -157,7 +171,7 @@ def check(tokenizer, control_tokens, messages):
     expected_texts.append("")
 
     found, between = [], []
-    for token_id in ChatTemplate(tokenizer).encode(messages):
+    for token_id in template.encode(messages):
         if token_id in control_tokens.values():
             found.append(token_id)
             between.append([])
@@ -168,10 +182,10 @@ def check(tokenizer, control_tokens, messages):
 
 
 def test_ten_thousand_hostile_contents_make_no_control_token(
-    tokenizer, control_tokens, hostile_chats
+    template, tokenizer, control_tokens, hostile_chats
 ):
     for messages in hostile_chats:
-        check(tokenizer, control_tokens, messages)
+        check(template, tokenizer, control_tokens, messages)
     assert sum(len(messages) for messages in hostile_chats) == NUMBER_OF_CONTENTS
 
 
@@ -223,6 +237,35 @@ turns = st.builds(Message, st.sampled_from(ROLES), contents)
 @settings(max_examples=200, deadline=None)
 @given(messages=st.lists(turns, min_size=1, max_size=4))
 def test_no_content_that_can_be_thought_of_makes_a_control_token(
-    tokenizer, control_tokens, messages
+    template, tokenizer, control_tokens, messages
 ):
-    check(tokenizer, control_tokens, messages)
+    check(template, tokenizer, control_tokens, messages)
+
+
+# other models' templates: of them it is known what they make of contents that are not hostile
+
+
+@pytest.fixture(scope="module", params=TEMPLATES)
+def other(request, tmp_path_factory):
+    path = tmp_path_factory.mktemp("folder")
+    write_folder(path, TEMPLATES[request.param], "swallowing")
+    return path
+
+
+def test_no_hostile_content_makes_a_control_token_in_any_template(other):
+    template, control_tokens = template_of(other), added_tokens(other)
+    tokenizer = Checkpoint.open(other).tokenizer
+    control_ids = set(control_tokens.values())
+    for hostile in make_hostile_chats(sorted(control_tokens), NUMBER_OF_CONTENTS):
+        roles = ("user", "assistant", "user", "assistant")  # some take no others
+        messages = [
+            message._replace(role=role) for role, message in zip(roles, hostile, strict=False)
+        ]
+        for chat in (messages, [Message("system", messages[-1].content), *messages]):
+            tame = [Message(role, "Hi" if content.strip() else "") for role, content in chat]
+            ids = template.encode(chat)
+            expected = [each for each in template.encode(tame) if each in control_ids]
+            assert [each for each in ids if each in control_ids] == expected
+            # all that was said is there, in its order but for a system message
+            text = tokenizer.decode(ids)
+            assert all(content.strip() in text for _, content in chat)
