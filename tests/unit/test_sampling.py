@@ -135,6 +135,24 @@ def test_a_token_with_no_chance_is_never_drawn():
     assert set(draw(GenerationParams(temperature=100.0), logits=logits)) == {0, 2}
 
 
+@pytest.mark.parametrize("spread", [0.5, 3.0, 30.0])
+@pytest.mark.parametrize(
+    ("top_k", "top_p"), [(0, 1.0), (50, 1.0), (900, 0.9), (0, 0.3), (0, 0.999)]
+)
+def test_tokens_of_a_large_vocabulary_are_those_of_a_sorted_one(spread, top_k, top_p):
+    logits = np.random.default_rng(1).normal(0, spread, 5000).astype(np.float32)
+    params = GenerationParams(temperature=0.8, top_k=top_k, top_p=top_p)
+    rng, other = np.random.default_rng(5), np.random.default_rng(5)
+    for _ in range(500):
+        order = np.argsort(-logits, kind="stable")[: top_k or None]
+        weights = np.exp((logits[order].astype(np.float64) - logits.max()) / 0.8)
+        weights /= weights.sum()
+        held = weights.cumsum()
+        kept = np.count_nonzero(held - weights < top_p)
+        place = np.searchsorted(held[:kept], other.random() * held[kept - 1], side="right")
+        assert choose_token(logits, params, rng) == order[place]
+
+
 def test_large_logits_do_not_overflow():
     logits = np.array([3e38, 3e38, -3e38], np.float32)
     assert set(draw(GenerationParams(temperature=1.0), logits=logits)) == {0, 1}
