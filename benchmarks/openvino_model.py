@@ -1,4 +1,4 @@
-"""The random model as OpenVINO reads it, converted once by the product's own converter."""
+"""A model as OpenVINO reads it, converted once by the product's own converter."""
 
 from pathlib import Path
 
@@ -9,16 +9,14 @@ from phi3_batch.engines.ov.graph import CONVERTER_VERSION, convert
 from phi3_batch.engines.ov.int4_kernel import Instructions
 from phi3_batch.model_files import ModelFolder
 
-CONVERTED = HERE / ".models" / f"phi3-mini-8-layers-openvino-{CONVERTER_VERSION}"
-
 
 def openvino_model(folder: ModelFolder, instructions: Instructions | None = None) -> Path:
     """The folder that openvino_genai loads, made at the first call.
 
     With ``instructions`` as the product's converter has it: then only the product can run it.
     """
-    name = f"{CONVERTED.name}-{instructions.name}" if instructions else CONVERTED.name
-    converted = CONVERTED.with_name(name)
+    name = f"{folder.path.name}-openvino-{CONVERTER_VERSION}"
+    converted = HERE / ".models" / (f"{name}-{instructions.name}" if instructions else name)
     if not converted.exists():
         part = converted.with_suffix(".part")
         part.mkdir(exist_ok=True)

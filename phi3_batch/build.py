@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from phi3_batch.engines import registry
-from phi3_batch.engines.perplexity import SAMPLE_TEXT, perplexity, read_text
+from phi3_batch.engines.perplexity import SAMPLE_TEXT, perplexity, read_text, read_tokens
 from phi3_batch.errors import (
     EngineError,
     EnvironmentProblemError,
@@ -37,10 +37,12 @@ from phi3_batch.words import first_line
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 ACCURACY_LEVELS = (0, 1, 2, 3, 4)
 
-# How the builder rounds weights, and which layers it keeps in 8 bits: the last one (_last), or that
-# and those that rounding harms most (_mixed), which no engine but onnxruntime-genai runs. By the
-# perplexity of a real model (docs/benchmarks.md), "default" is the best of those in 4 bits.
-_METHODS = ("default", "rtn", "k_quant")
+# How weights are rounded, and which layers are kept in 8 bits: the last one (_last), or that and
+# those that rounding harms most (_mixed), which OpenVINO does not run. By the perplexity of a real
+# model (docs/benchmarks.md), "default" is the best of the builder's own in 4 bits; "gptq" is that,
+# rounded anew by what it does to a text.
+_GPTQ = "gptq"
+_METHODS = ("default", "rtn", "k_quant", _GPTQ)
 _IN_8_BITS = {"": (), "_last": ("last_matmul",), "_mixed": ("last_matmul", "mixed_layers")}
 ALGORITHMS = tuple(method + suffix for suffix in _IN_8_BITS for method in _METHODS)
 
@@ -61,6 +63,9 @@ _OWN_FILES = (_CONFIG, "tokenizer.json", "tokenizer_config.json", "chat_template
 
 _HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
 _HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer*")
+
+# that the weights are rounded by
+_FEWEST_TOKENS, _MOST_TOKENS = 8 * 512, 64 * 512
 
 QUESTION = "What is the capital of Spain?"
 _MAX_TOKENS = 16
@@ -143,10 +148,11 @@ def build_int4(
     out: str | Path,
     *,
     algorithm: str = "default",
+    calibration: str | Path | None = None,
     block_size: int = 32,
     accuracy_level: int = 4,
 ) -> ModelFolder:
-    """Build the int4 ONNX form of a checkpoint; takes seconds to minutes.
+    """Build the int4 ONNX form of a checkpoint; takes seconds to minutes, by gptq up to hours.
 
     The build appears at ``out`` whole and checked, or not at all.
 
@@ -155,6 +161,8 @@ def build_int4(
         out: folder to write, which must not exist or be empty.
         algorithm: how weights are rounded, one of ALGORITHMS; those with ``_last`` and ``_mixed``
             keep some layers in 8 bits.
+        calibration: for gptq, a file of text like what the model will read. Its first 32,768 tokens
+            are read, and control tokens in it are control tokens.
         block_size: weights that share one scale, one of BLOCK_SIZES. Larger ones are smaller and
             faster, and less exact.
         accuracy_level: what activations are rounded to, one of ACCURACY_LEVELS: 1 is float32, 4
@@ -165,12 +173,19 @@ def build_int4(
         EnvironmentProblemError: torch or another package that the builder needs is missing.
         InvalidModelError: the folder is not a Phi-3 checkpoint, or the build lacks some of its
             weights.
-        InvalidParameterError: ``out`` is taken or cannot be written, or the builder does not take
-            the algorithm, the block size or the accuracy level.
+        InvalidParameterError: ``out`` is taken or cannot be written; the builder does not take the
+            algorithm, the block size or the accuracy level; or there is no text for gptq.
     """
-    check_options(out, algorithm=algorithm, block_size=block_size, accuracy_level=accuracy_level)
+    check_options(
+        out,
+        algorithm=algorithm,
+        calibration=calibration,
+        block_size=block_size,
+        accuracy_level=accuracy_level,
+    )
     _require_packages()
     checkpoint = Checkpoint.open(checkpoint_dir)
+    token_ids = calibration and read_calibration(calibration, checkpoint)
     linears, _ = _weights(checkpoint)
     out = Path(out).resolve()  # "." too can be replaced by its name
     try:
@@ -184,6 +199,10 @@ def build_int4(
             _run_builder(checkpoint, built, Path(scratch, "cache"), options)
             _use_own_files(checkpoint, built)
             ModelFolder.open(built)
+            if token_ids:
+                from phi3_batch.gptq import round_anew  # torch takes seconds to import
+
+                round_anew(built / _GRAPH, checkpoint, token_ids)
             _check_graph(built / _GRAPH, linears, algorithm, block_size)
             built.rename(out)
     except OSError as error:
@@ -192,7 +211,12 @@ def build_int4(
 
 
 def check_options(
-    out: str | Path, *, algorithm: str = "default", block_size: int = 32, accuracy_level: int = 4
+    out: str | Path,
+    *,
+    algorithm: str = "default",
+    calibration: str | Path | None = None,
+    block_size: int = 32,
+    accuracy_level: int = 4,
 ) -> None:
     """See whether :func:`build_int4` could start, before gigabytes are fetched for it.
 
@@ -202,6 +226,15 @@ def check_options(
     _require_one_of("algorithm", algorithm, ALGORITHMS)
     _require_one_of("block_size", block_size, BLOCK_SIZES)
     _require_one_of("accuracy_level", accuracy_level, ACCURACY_LEVELS)
+    if algorithm.startswith(_GPTQ) and not calibration:
+        raise InvalidParameterError(
+            f"{algorithm} rounds weights by what that does to a text: give one like what the model"
+            " will read (--calibration FILE)"
+        )
+    if calibration and not algorithm.startswith(_GPTQ):
+        raise InvalidParameterError(
+            f"{algorithm} reads no text: leave the calibration out, or choose gptq"
+        )
     out = Path(out)
     try:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -211,6 +244,16 @@ def check_options(
         raise InvalidParameterError(f"{out} cannot be written: {error}") from error
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         raise InvalidParameterError(f"{out} cannot be written: {above} is no folder to write to")
+
+
+def read_calibration(file: str | Path, checkpoint: Checkpoint) -> list[int]:
+    """The tokens that gptq rounds by.
+
+    Raises:
+        InvalidParameterError: the file cannot be read, is not UTF-8, or holds too little.
+    """
+    encode = checkpoint.tokenizer.encode_prompt
+    return read_tokens(Path(file), encode, _FEWEST_TOKENS, _MOST_TOKENS)
 
 
 def check_build(folder: ModelFolder, checkpoint: Checkpoint, text: Path = SAMPLE_TEXT) -> Trial:
@@ -329,7 +372,7 @@ def _rounding(algorithm: str) -> dict[str, object]:
     method = next(method for method in _METHODS if algorithm.startswith(method))
     places = _IN_8_BITS[algorithm.removeprefix(method)]
     # by these names: `int4_algo_config`, as it was called, is taken and does nothing
-    options: dict[str, object] = {"algo_config": method}
+    options: dict[str, object] = {"algo_config": "default" if method == _GPTQ else method}
     if places:
         options["matmul_mixed_precision"] = ",".join(f"{place}:int8" for place in places)
     return options

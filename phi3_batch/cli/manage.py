@@ -89,11 +89,18 @@ def build(
     algorithm: Annotated[
         str,
         typer.Option(
-            help="Quantization: default, rtn or k_quant; the variants _last and _mixed keep some"
-            " layers in 8 bits, and only onnxruntime-genai runs them.",
+            help="Quantization: default, rtn, k_quant or gptq; the variants _last and _mixed keep"
+            " some layers in 8 bits, and OpenVINO does not run them.",
             metavar="NAME",
         ),
     ] = "default",
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            help="Text file for gptq, like what the model will read: 4,096 tokens or more.",
+            metavar="FILE",
+        ),
+    ] = None,
     block_size: Annotated[
         int, typer.Option(help="Number of weights that share a scale: 16, 32, 64, 128 or 256.")
     ] = 32,
@@ -117,6 +124,7 @@ def build(
     builder.check_options(
         model_dir,
         algorithm=algorithm,
+        calibration=calibration,
         block_size=block_size,
         accuracy_level=accuracy_level,
     )
@@ -124,15 +132,19 @@ def build(
         source = Checkpoint.open(builder.fetch_checkpoint(checkpoint))
         needs = builder.estimate_build(source, block_size, algorithm)
         read_text(text, source.tokenizer)  # what is wrong with it is better known now
+        if calibration:
+            builder.read_calibration(calibration, source)
     print_field(
         "memory", f"{_gb(needs.memory_bytes)} needed, {_gb(needs.memory_available_bytes)} available"
     )
     print_field("disk", f"{_gb(needs.output_bytes)} for {model_dir}")
-    with status("building (a minute for each billion parameters)"):
+    minutes = "half an hour" if calibration else "a minute"
+    with status(f"building ({minutes} for each billion parameters)"):
         folder = builder.build_int4(
             source.path,
             model_dir,
             algorithm=algorithm,
+            calibration=calibration,
             block_size=block_size,
             accuracy_level=accuracy_level,
         )

@@ -3,7 +3,7 @@
 Answers do not: of a good and a bad rounding of the same weights, both may know a capital.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -34,6 +34,17 @@ def read_text(file: Path, tokenizer: Tokenizer) -> list[int]:
     """The first 2,048 tokens of a text.
 
     Raises:
+        InvalidParameterError: as of :func:`read_tokens`.
+    """
+    return read_tokens(file, tokenizer.encode_content, _FEWEST_TOKENS, _MOST_TOKENS)
+
+
+def read_tokens(
+    file: Path, encode: Callable[[str], list[int]], fewest: int, most: int
+) -> list[int]:
+    """The first tokens of a text, so many at most.
+
+    Raises:
         InvalidParameterError: the file cannot be read, is not UTF-8, or holds too little.
     """
     try:
@@ -43,10 +54,10 @@ def read_text(file: Path, tokenizer: Tokenizer) -> list[int]:
     except UnicodeDecodeError:
         raise InvalidParameterError(f"{file} is no text in UTF-8") from None
     # of a book, no more is tokenised than may be needed
-    ids = tokenizer.encode_content(text[: 32 * _MOST_TOKENS])[:_MOST_TOKENS]
-    if len(ids) < _FEWEST_TOKENS:
+    ids = encode(text[: 32 * most])[:most]
+    if len(ids) < fewest:
         raise InvalidParameterError(
-            f"{file} holds {len(ids)} tokens: give a text of {_FEWEST_TOKENS} or more"
+            f"{file} holds {len(ids)} tokens: give a text of {fewest} or more"
         )
     return ids
 

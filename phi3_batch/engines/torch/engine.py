@@ -58,7 +58,7 @@ class TransformersEngine(Engine):
         self._lock = threading.Lock()
         torch.set_num_threads(threads or thread_count())
         try:
-            self._model = _load(checkpoint)
+            self._model = load_model(checkpoint)
         except Exception as error:  # of transformers, safetensors, torch or the file system
             raise EngineError(
                 f"{self.name} cannot load {checkpoint.path}: {first_line(error)}"
@@ -171,12 +171,21 @@ def _pad_left(prompts: Sequence[tuple[int, ...]]) -> tuple[torch.Tensor, torch.T
     return ids, mask
 
 
-def _load(checkpoint: Checkpoint) -> Any:
+def load_model(checkpoint: Checkpoint, dtype: Any = _DTYPE) -> Any:
+    """The model in transformers, without a weight that is not the checkpoint's.
+
+    Args:
+        checkpoint: the weights.
+        dtype: to load them in; "auto" for their own.
+
+    Raises:
+        EngineError: weights are missing.
+    """
     loader: Any = transformers.Phi3ForCausalLM  # its types know of one result only
     with quiet_transformers():
         model, info = loader.from_pretrained(
             checkpoint.path,
-            dtype=_DTYPE,
+            dtype=dtype,
             local_files_only=True,
             use_safetensors=True,  # the other format can run code
             output_loading_info=True,
