@@ -52,7 +52,8 @@ if __name__ == "__main__":
     mlflow.set_tracking_uri("sqlite:///mlflow.db")
     console.print("[bold]$ cd demo-real[/]")
     if not Path("smollm2-int4").exists():
-        phi3_batch(f"build {shlex.quote(os.path.relpath(checkpoint))} smollm2-int4")
+        build = shlex.quote(os.path.relpath(checkpoint))
+        phi3_batch(f"build {build} smollm2-int4 --algorithm k_quant_mixed")
     phi3_batch("log chat smollm2-int4 --register smollm2 --alias champion")
     load_questions(sys.argv[1:] or QUESTIONS)
     phi3_batch(

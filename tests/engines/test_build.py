@@ -259,8 +259,9 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
         ({"accuracy_level": 5}, "accuracy_level must be one of 0, 1, 2, 3, 4, not 5"),
         (
             {"algorithm": "awq"},
-            "algorithm must be one of default, rtn, k_quant, default_last, rtn_last, k_quant_last,"
-            " default_mixed, rtn_mixed, k_quant_mixed, not 'awq'",
+            "algorithm must be one of default, rtn, k_quant, gptq, default_last, rtn_last,"
+            " k_quant_last, gptq_last, default_mixed, rtn_mixed, k_quant_mixed, gptq_mixed, not"
+            " 'awq'",
         ),
         ({"accuracy_level": True}, "accuracy_level must be one of 0, 1, 2, 3, 4, not True"),
     ],

@@ -109,4 +109,4 @@ def test_an_installation_leaves_what_a_platform_brings_alone() -> None:
         if not needed.marker or needed.marker.evaluate({"extra": ""})
     ]
     assert "mlflow-skinny" in base
-    assert not {"pyspark", "delta-spark", "mlflow", "torch", "jinja2", "matplotlib"} & {*base}
+    assert not {"pyspark", "delta-spark", "mlflow", "torch", "matplotlib"} & {*base}
