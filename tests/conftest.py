@@ -27,7 +27,7 @@ deep = pytest.mark.skipif(not KILLS, reason="in `make faults`")
 
 def fastest_engine() -> str:
     """The engine that "auto" is on this machine, or the one that the tests are told to run on."""
-    return registry._chosen(registry.choose("auto"))[0].name
+    return registry.fastest(registry.choose("auto")).name
 
 
 @dataclass(frozen=True)

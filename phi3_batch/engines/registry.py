@@ -84,6 +84,11 @@ def create(folder: ModelFolder | Checkpoint, manifest: Manifest, choice: str) ->
     return _create(_chosen(choice), folder, manifest)
 
 
+def fastest(choice: str = AUTO) -> EngineSpec[ModelFolder]:
+    """What a choice comes to on this machine, for a build that every engine can run."""
+    return _chosen(choice)[0]
+
+
 def _chosen(choice: str) -> Sequence[EngineSpec[ModelFolder]]:
     """The engines that a choice leaves, the fastest on this machine first."""
     if choice != AUTO:

@@ -301,7 +301,7 @@ with_system = st.tuples(contents, alternating).map(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(messages=alternating | with_system)
 @example(messages=[Message("user", " Hi \n")])
 @example(messages=[Message("system", ""), Message("user", "\n\nHi"), Message("assistant", " ")])
