@@ -1,4 +1,4 @@
-"""A clock around the engine's calls, in every Python process that has this folder on its path.
+"""A clock around the engines' calls, in every Python process that has this folder on its path.
 
 Python imports this module by itself. Spark's workers are started by the JVM, and no code of the
 benchmark runs in them otherwise. The seconds of each call become a line of the file ENGINE_CLOCK.
@@ -15,19 +15,22 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-ENGINE = "phi3_batch.engines.ov.engine"
+ENGINES = {
+    "phi3_batch.engines.native.engine": "NativeEngine",
+    "phi3_batch.engines.ov.engine": "OpenVINOEngine",
+}
 
 
 class ClockingFinder(MetaPathFinder):
-    """Finds the engine's module as it is, and puts the clock on it when it has been run."""
+    """Finds an engine's module as it is, and puts the clock on it when it has been run."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Where the engine's module is; of all others it knows nothing."""
-        if name != ENGINE:
+        """Where an engine's module is; of all others it knows nothing."""
+        if name not in ENGINES:
             return None
-        sys.meta_path.remove(self)
+        engine = ENGINES.pop(name)
         spec = importlib.util.find_spec(name)
         assert spec is not None  # it is installed
         assert spec.loader is not None  # it is a file
@@ -35,7 +38,7 @@ class ClockingFinder(MetaPathFinder):
 
         def load_and_clock(module: ModuleType) -> None:
             load(module)
-            put_clock_on(module.OpenVINOEngine)
+            put_clock_on(getattr(module, engine))
 
         spec.loader.exec_module = load_and_clock  # type: ignore[method-assign]
         return spec
