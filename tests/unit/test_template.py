@@ -336,6 +336,20 @@ def test_the_first_template_of_phi3_is_phi3s(build):
     assert template.encode(system) == phi3(template._tokenizer).encode(system)
 
 
+def test_a_template_with_a_place_of_its_own_for_system_messages_is_not_phi3s(build):
+    # turns as Phi-3 has them, and the system message a part of the first of them
+    template = (
+        "{% set s = messages[0].content + '\\n' if messages[0].role == 'system' else '' %}"
+        "{% for m in messages if m.role != 'system' %}"
+        "<|{{ m.role }}|>{{ (s if loop.first else '') + m.content }}<|end|>"
+        "{% endfor %}<|assistant|>"
+    )
+    edit_tokenizer_config(build, chat_template=template)
+    messages = [Message("system", "Be short."), Message("user", "Hi")]
+    ids = ModelFolder.open(build).chat_template.encode(messages)
+    assert ids == own_template(build)(messages)
+
+
 def edit_tokenizer_config(build, **changes):
     file = build / "tokenizer_config.json"
     config = json.loads(file.read_text(encoding="utf-8"))
