@@ -25,7 +25,7 @@ from mlflow.data.spark_dataset_source import SparkDatasetSource
 from mlflow.entities import LifecycleStage, LoggedModelInput, Run
 from mlflow.exceptions import MlflowException
 
-from phi3_batch.report import missing_packages
+from phi3_batch.report import can_be_drawn
 from phi3_batch.report.figures import RunReport
 from phi3_batch.scoring.compat import JVM_GONE_ERRORS
 from phi3_batch.scoring.delta.tables import InputTable
@@ -479,7 +479,7 @@ def _log_dataset(dataset: Dataset) -> None:
 
 
 def _render(plan: ScoringPlan, summary: Summary, run_id: str, engines: str) -> str | None:
-    if missing_packages():
+    if not can_be_drawn():
         return None
     from phi3_batch.report.page import render  # it imports matplotlib, which takes a second
 

@@ -17,7 +17,7 @@ from phi3_batch.cli.options import takes
 from phi3_batch.errors import EnvironmentProblemError, InvalidParameterError
 from phi3_batch.options import RunOptions
 from phi3_batch.progress import progress_display
-from phi3_batch.report import missing_packages
+from phi3_batch.report import can_be_drawn
 from phi3_batch.words import in_brackets
 
 if TYPE_CHECKING:  # the commands import what they need: --help must not wait for pyspark
@@ -133,10 +133,8 @@ def _check_report_file(file: Path) -> None:
         EnvironmentProblemError: what draws a report is not installed.
         InvalidParameterError: it is a folder, or it cannot be written.
     """
-    if missing := missing_packages():
-        raise EnvironmentProblemError(
-            f"--report needs {' and '.join(missing)}: pip install 'phi3-batch[report]'"
-        )
+    if not can_be_drawn():
+        raise EnvironmentProblemError("--report needs matplotlib: pip install 'phi3-batch[report]'")
     try:
         if file.exists():
             os.close(os.open(file, os.O_WRONLY | os.O_NONBLOCK))  # O_NONBLOCK: of a pipe too
