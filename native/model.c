@@ -158,6 +158,19 @@ void phi3_free(phi3_model *model) {
   free(model);
 }
 
+// Keys and values
+
+int phi3_copy_block(phi3_model *m, int32_t from, int32_t to) {
+  const int blocks = m->room.blocks;
+  if (from < 0 || from >= blocks || to < 0 || to >= blocks) return PHI3_BAD_SHAPE;
+  const size_t values = (size_t)m->shape.key_value_heads * 2 * PHI3_BLOCK * m->shape.head_size;
+  for (int layer = 0; layer < m->shape.layers; layer++) {
+    _Float16 *cache = m->cache + (size_t)layer * blocks * values;
+    memmove(cache + to * values, cache + from * values, values * sizeof *cache);
+  }
+  return PHI3_OK;
+}
+
 // Steps
 
 static int is_batch(const phi3_model *m, const phi3_batch *b) {

@@ -102,6 +102,9 @@ int phi3_create(const phi3_shape *shape, const phi3_room *room, const char *inst
 int phi3_step(phi3_model *model, const phi3_batch *batch, float *logits, int32_t *best,
               float *log_probability);
 
+// Copy the keys and values of a block of the KV cache.
+int phi3_copy_block(phi3_model *model, int32_t from, int32_t to);
+
 void phi3_free(phi3_model *model);
 
 #endif

@@ -7,7 +7,7 @@ nothing here may change its meaning: what would have to is a new :data:`PROTOCOL
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,12 +27,28 @@ PROMPT_INPUT = "prompt"
 MESSAGES_INPUT = "messages"
 CHAT_PARAMS = ("temperature", "max_tokens", "stop", "n")
 STREAM = "stream"
+# And what it may give to models that have params too: not in the signature of the bare form.
+CHOICES = "choices"
+MORE_CHAT_PARAMS = (CHOICES, "repetition_penalty", "min_tokens")
+
+# Whether the likeliest of some texts is the answer, or the one that is generated.
+ChoicesBy = Literal["likelihood", "generate"]
+
+# Params of the chat models, beside what a row may give; the prompt model has them too. They shape
+# an answer, or say how it is chosen.
+MODEL_PARAMS = (
+    *("top_p", "top_k", "seed", "repetition_penalty", "min_tokens"),
+    *("choices", "choices_by", "json_schema", "regex", "logprobs"),
+)
 
 # A param of the prompt model that asks for these columns in place of plain strings. A UDF of
 # MLflow's cannot return nulls, so '' and 0 stand for them.
 USAGE_PARAM = "usage"
 COUNTS = ("prompt_tokens", "completion_tokens", "total_tokens")
 USAGE_COLUMNS = ("completion", "finish_reason", *COUNTS, "error")
+# What stands beside these, or in a chat completion, where log-probabilities are asked for or
+# choices are compared: of each token, and of each choice. Both are lists, empty for an error.
+DETAILS = LOGPROBS, PROBABILITIES = "logprobs", "probabilities"
 
 # Of a chat completion: its object, and that of a row which could not be answered.
 COMPLETION_OBJECT = "chat.completion"

@@ -63,5 +63,6 @@ class RowErrorCode(StrEnum):
     INVALID_MESSAGES = "invalid_messages"
     INVALID_PARAMETER = "invalid_parameter"
     PROMPT_TOO_LONG = "prompt_too_long"
+    ANSWER_CUT = "answer_cut"
     ENGINE_ERROR = "engine_error"
     WORKER_CRASHED = "worker_crashed"

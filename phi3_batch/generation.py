@@ -5,8 +5,9 @@ Nothing here knows of Spark, MLflow or a runtime; every other layer speaks in th
 
 import sys
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
+from phi3_batch.contract import ChoicesBy
 from phi3_batch.errors import InvalidParameterError, RowErrorCode
 
 # Each stop string is looked for after every token, which a row with very many would make slow for
@@ -18,6 +19,9 @@ TOO_MUCH_STOP = (
 )
 
 FinishReason = Literal["stop", "length"]
+
+# Of an answer that is one of some texts: each of them is read for every row.
+MOST_ANSWERS = 10_000
 
 # As many as OpenAI's API takes: a row that asks for a million would hold up all others.
 MOST_CHOICES = 128
@@ -73,6 +77,15 @@ class GenerationParams:
             most, of 1,000 characters at most.
         seed: of the random numbers that sampling draws, from 0 to 2**63 - 1; an engine follows it
             to the letter, and the logged models derive each row's own from it.
+        repetition_penalty: above 1, makes less likely what prompt and completion have already, as
+            in https://arxiv.org/abs/1909.05858 and in transformers; above 0.
+        min_tokens: no end token is taken before so many tokens, as by transformers' min_new_tokens;
+            where there is a constraint, it alone says when an answer ends.
+        choices: texts of which the completion is one; 10,000 at most.
+        choices_by: whether the likeliest of them is taken, or the one that is generated.
+        json_schema: a JSON schema, as text, that the completion follows.
+        regex: that the whole completion matches.
+        logprobs: whether the tokens' log-probabilities are wanted.
 
     Raises:
         InvalidParameterError: a value is of the wrong type or out of range.
@@ -84,6 +97,13 @@ class GenerationParams:
     top_k: int = 0
     stop: tuple[str, ...] = ()
     seed: int = 0
+    repetition_penalty: float = 1.0
+    min_tokens: int = 0
+    choices: tuple[str, ...] = ()
+    choices_by: ChoicesBy = "likelihood"
+    json_schema: str = ""
+    regex: str = ""
+    logprobs: bool = False
 
     def __post_init__(self) -> None:
         _require_int("max_tokens", self.max_tokens, 1, _MOST_TOKENS)
@@ -107,11 +127,61 @@ class GenerationParams:
             len(text) > MOST_STOP_CHARACTERS for text in self.stop
         ):
             raise InvalidParameterError(TOO_MUCH_STOP)
+        _require_number("repetition_penalty", self.repetition_penalty)
+        if self.repetition_penalty <= 0:
+            raise InvalidParameterError(
+                f"repetition_penalty must be above 0 (1 is none), not {self.repetition_penalty}"
+            )
+        _require_int("min_tokens", self.min_tokens, 0, self.max_tokens)
+        self._check_answers()
+
+    def _check_answers(self) -> None:
+        """Raise for what an answer cannot be asked to be."""
+        if not isinstance(self.choices, tuple) or not all(
+            isinstance(text, str) and text.strip() for text in self.choices
+        ):
+            raise InvalidParameterError("choices must be a list of strings, none of them empty")
+        if len(set(self.choices)) < len(self.choices):
+            raise InvalidParameterError("choices has a text twice")
+        if len(self.choices) > MOST_ANSWERS:
+            raise InvalidParameterError(f"choices may have {MOST_ANSWERS:,} texts at most")
+        if self.choices_by not in get_args(ChoicesBy):
+            raise InvalidParameterError("choices_by must be likelihood or generate")
+        for name in ("json_schema", "regex"):
+            if not isinstance(getattr(self, name), str):
+                raise InvalidParameterError(f"{name} must be a string")
+        given = [name for name in ("choices", "json_schema", "regex") if getattr(self, name)]
+        if len(given) > 1:
+            raise InvalidParameterError(f"give one of {' and '.join(given)}")
+        if given and self.stop:
+            raise InvalidParameterError(f"stop would cut what {given[0]} asks for: leave it out")
+
+    @property
+    def is_constrained(self) -> bool:
+        """Whether not every text may be generated."""
+        return bool(self.json_schema or self.regex or self.choices)
+
+    @property
+    def are_compared(self) -> bool:
+        """Whether choices are compared by their likelihoods, and nothing is generated."""
+        return bool(self.choices) and self.choices_by == "likelihood"
+
+    @property
+    def needs_logits(self) -> bool:
+        """Whether a token is chosen by all logits, as this package knows to, not each runtime."""
+        return bool(
+            self.is_constrained or self.repetition_penalty != 1 or self.min_tokens or self.logprobs
+        )
+
+    @property
+    def has_details(self) -> bool:
+        """Whether probabilities come with the completion."""
+        return self.logprobs or self.are_compared
 
     @property
     def greedy(self) -> bool:
-        """Whether the likeliest token is taken each time, so that equal prompts agree."""
-        return self.temperature == 0
+        """Whether the likeliest is taken each time, so that equal prompts agree."""
+        return self.temperature == 0 or self.are_compared
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +227,9 @@ class Completion:
         finish_reason: "stop" (end token or stop string) or "length"; None with an error.
         usage: token counts; what was counted before the error, if there is one.
         error: None for an answered request.
+        log_probabilities: of ``token_ids`` and the end token, if there is one, where they were
+            asked for; each of the distribution that the token was chosen from.
+        probabilities: of the request's choices, in their order, where they were compared.
     """
 
     text: str = ""
@@ -164,6 +237,8 @@ class Completion:
     finish_reason: FinishReason | None = None
     usage: Usage = Usage()
     error: RowError | None = None
+    log_probabilities: tuple[float, ...] = ()
+    probabilities: tuple[float, ...] = ()
 
     @classmethod
     def failed(cls, code: RowErrorCode, message: str, prompt_tokens: int = 0) -> "Completion":

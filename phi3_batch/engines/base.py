@@ -2,10 +2,25 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from phi3_batch.errors import EngineError
 from phi3_batch.generation import Completion, FinishReason, Request, Usage
 from phi3_batch.model_files import Limits
 from phi3_batch.text import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A prompt, and continuations of it that are to be compared.
+
+    Attributes:
+        prompt_ids: of the prompt.
+        continuations: token ids of each, one at least.
+    """
+
+    prompt_ids: tuple[int, ...]
+    continuations: tuple[tuple[int, ...], ...]
 
 
 class Engine(ABC):
@@ -15,7 +30,10 @@ class Engine(ABC):
         name: the runtime and its version, for logs and tracking.
         tokenizer: of the loaded model.
         limits: what no request gets past; the others are the runtime's.
+        chooses_tokens: whether it can follow what needs all logits of a token.
     """
+
+    chooses_tokens = True
 
     name: str
     tokenizer: Tokenizer
@@ -29,6 +47,21 @@ class Engine(ABC):
         changes nothing for the others; nor does a greedy result depend on what else is in the
         batch. Engines work in the order that suits them.
         """
+
+    def score(self, questions: Sequence[Question]) -> list[list[list[float]] | None]:
+        """How likely continuations are.
+
+        Args:
+            questions: that fit into the context.
+
+        Returns:
+            For each question and continuation the log-probability of each token behind those
+            before it, and that of the end behind them all; None where there is no memory for it.
+
+        Raises:
+            EngineError: the runtime does not give its logits.
+        """
+        raise EngineError(f"{self.name} cannot compare choices: use another engine")
 
 
 class CompletionBuilder:
@@ -73,8 +106,21 @@ class CompletionBuilder:
             return False
         return True
 
-    def build(self) -> Completion:
-        """The finished completion."""
+    def finish(self) -> None:
+        """End the completion where no token has."""
+        self._finish_reason = "stop"
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the completion was ended by its length."""
+        return self._finish_reason == "length"
+
+    def build(self, log_probabilities: Sequence[float] = ()) -> Completion:
+        """The finished completion.
+
+        Args:
+            log_probabilities: of its tokens, where they are wanted.
+        """
         text = self._tokenizer.decode(self._token_ids) if self._text is None else self._text
         if self._finish_reason == "length":
             text = text.rstrip("\N{REPLACEMENT CHARACTER}")  # the first bytes of a character
@@ -83,6 +129,7 @@ class CompletionBuilder:
             token_ids=tuple(self._token_ids),
             finish_reason=self._finish_reason,
             usage=Usage(len(self._request.prompt_ids), len(self._token_ids)),
+            log_probabilities=tuple(log_probabilities),
         )
 
     def _find_stop(self, new_text: str) -> int | None:

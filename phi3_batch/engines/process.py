@@ -33,6 +33,8 @@ class Process:
         folder: ModelFolder | Checkpoint,
         manifest: Manifest,
         logged_choice: str = registry.AUTO,
+        *,
+        chooses_tokens: bool = False,
     ) -> Engine:
         """The engine for a model, loaded when it is not the one that was loaded last.
 
@@ -43,6 +45,7 @@ class Process:
                 compared.
             logged_choice: of the runtime for an ONNX build, unless the environment has another.
                 "auto" is the fastest on this machine that can run the model.
+            chooses_tokens: whether it has to be able to.
 
         Raises:
             InvalidModelError: a file is not the one of the manifest, or is written to meanwhile.
@@ -53,15 +56,21 @@ class Process:
         choice = registry.choose(logged_choice)
         wanted = manifest.digest, choice
         with self._lock:
-            if self._loaded is None or self._loaded[0] != wanted:
-                self._loaded = None  # let go of the old weights before the new ones are read
+            loaded = self._loaded
+            can = loaded and (loaded[1].chooses_tokens or not chooses_tokens)
+            if loaded is None or loaded[0] != wanted or not can:
+                # let go of the old weights before the new ones are read
+                loaded = self._loaded = None
                 started = time.monotonic()
                 with manifest.checked(folder.path):
-                    engine = registry.create(folder, manifest, choice)
+                    engine = registry.create(
+                        folder, manifest, choice, chooses_tokens=chooses_tokens
+                    )
                 _logger.info("loaded %s in %.1f s", engine.name, time.monotonic() - started)
                 self._loaded = wanted, engine
                 tell_loaded_engine(engine.name)
-            return self._loaded[1]
+                return engine
+            return loaded[1]
 
     def reset(self) -> None:
         """Let go of the engine."""

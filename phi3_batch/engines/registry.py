@@ -67,13 +67,16 @@ def memory_bytes(folder: ModelFolder | Checkpoint, tokens: int, choice: str = AU
     return _find(_chosen(choice), folder).memory_bytes(folder, tokens)
 
 
-def create(folder: ModelFolder | Checkpoint, manifest: Manifest, choice: str) -> Engine:
+def create(
+    folder: ModelFolder | Checkpoint, manifest: Manifest, choice: str, *, chooses_tokens: bool
+) -> Engine:
     """Load a model by the first engine that can.
 
     Args:
         folder: the model.
         manifest: the digests of its files.
         choice: of the engine, for a build.
+        chooses_tokens: whether it has to be able to.
 
     Raises:
         EngineError: none can; what the last one said.
@@ -81,7 +84,13 @@ def create(folder: ModelFolder | Checkpoint, manifest: Manifest, choice: str) ->
     """
     if isinstance(folder, Checkpoint):
         return _create(CHECKPOINT_ENGINES, folder, manifest)
-    return _create(_chosen(choice), folder, manifest)
+    specs = [spec for spec in _chosen(choice) if spec.chooses_tokens or not chooses_tokens]
+    if not specs:
+        raise EngineError(
+            f"{choice} chooses tokens by itself, so choices, json_schema, regex, logprobs,"
+            f" repetition_penalty and min_tokens need another engine: set {ENGINE_VARIABLE} to auto"
+        )
+    return _create(specs, folder, manifest)
 
 
 def fastest(choice: str = AUTO) -> EngineSpec[ModelFolder]:

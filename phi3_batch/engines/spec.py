@@ -32,6 +32,8 @@ class EngineSpec(Generic[Folder]):
         create: loads a folder; called with the digests of its files too. Raises EngineError where
             the runtime cannot, or is not there.
         libraries: files of this package that are compiled when it is installed.
+        chooses_tokens: whether it can follow what needs all logits of a token: constraints,
+            penalties, log-probabilities.
     """
 
     name: str
@@ -41,6 +43,7 @@ class EngineSpec(Generic[Folder]):
     memory_bytes: Callable[[Folder, int], int]
     create: Callable[[Folder, Manifest], Engine]
     libraries: tuple[Path, ...] = ()
+    chooses_tokens: bool = True
 
     def find_obstacle(self, folder: Folder) -> str | None:
         """Why it cannot run a folder on this machine; None where nothing is known against it."""

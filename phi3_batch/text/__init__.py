@@ -1,4 +1,4 @@
-"""Text to token ids and back: the tokenizer, chat templates, and what text is refused."""
+"""Text to token ids and back: tokenizer, templates, constraints, and what text is refused."""
 
 from phi3_batch.text.checks import (
     find_character_error,
@@ -6,12 +6,16 @@ from phi3_batch.text.checks import (
     find_text_error,
     is_null,
 )
+from phi3_batch.text.constraints import AnswerConstraint, Constraint, Constraints
 from phi3_batch.text.template import ROLES, ChatTemplate, Message, RefusedChatError
 from phi3_batch.text.tokenizer import TextStream, Tokenizer
 
 __all__ = [
     "ROLES",
+    "AnswerConstraint",
     "ChatTemplate",
+    "Constraint",
+    "Constraints",
     "Message",
     "RefusedChatError",
     "TextStream",

@@ -61,6 +61,21 @@ class Tokenizer:
         return max(vocabulary.values(), default=-1) + 1
 
     @property
+    def size(self) -> int:
+        """All tokens have ids below it, control tokens too."""
+        return max(self._raw.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+    @property
+    def drops_first_space(self) -> bool:
+        """Whether a text loses the space that it begins with when it is decoded."""
+        ids = self.encode_content("a a")
+        return "".join(self.decode([token_id]) for token_id in ids) != self.decode(ids)
+
+    def to_json(self) -> str:
+        """The definition, as the ``tokenizers`` library writes it."""
+        return self._raw.to_str()
+
+    @property
     def control_tokens(self) -> Mapping[str, ControlToken]:
         """The added tokens, by what they are spelled as."""
         return self._control_tokens

@@ -61,7 +61,7 @@ def read_anew(request, folder) -> Callable[[Request], tuple[int, ...]]:
         rng = np.random.default_rng(request.params.seed)
         ids = list(request.prompt_ids)
         for _ in range(request.params.max_tokens):
-            token_id = choose_token(next_logits(ids), request.params, rng)
+            token_id, _ = choose_token(next_logits(ids), request.params, rng)
             if token_id in folder.end_token_ids:
                 break
             ids.append(token_id)

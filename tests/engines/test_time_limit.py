@@ -18,7 +18,7 @@ SETTING = """
 import faulthandler, pathlib, sys, tempfile, time
 from tests.conftest import TINY_CHECKPOINT, TINY_MODEL
 from phi3_batch.model_files import Checkpoint, ModelFolder
-from phi3_batch.engines import time_limit
+from phi3_batch.engines import chooser, time_limit
 from phi3_batch.engines.{module} import engine as runtime
 from phi3_batch.engines.ov.graph import convert
 from tests.engines.conftest import pack
@@ -38,8 +38,8 @@ prompt = "<|user|>" + secret + "<|end|><|assistant|>"
 requests = [Request(tuple(engine.tokenizer.encode_prompt(prompt)))]
 
 def hang_in(seconds):
-    choose = runtime.choose_token
-    runtime.choose_token = lambda *arguments: time.sleep(seconds) or choose(*arguments)
+    choose = chooser.choose_token
+    chooser.choose_token = lambda *arguments: time.sleep(seconds) or choose(*arguments)
 """
 BATCHING = {
     "native": "runtime.NativeEngine(folder := ModelFolder.open(TINY_MODEL), pack(folder))",
@@ -84,7 +84,7 @@ def execute(code: str, folder: Path, limits: str | None) -> None:
 def run(tmp_path):
     """Runs code in a process of its own, with the limits on or off."""
 
-    def run(code, module="onnxruntime", seconds=1.0, limits="1"):
+    def run(code, module="onnxruntime", seconds=0.5, limits="1"):
         engine = (ENGINES | BATCHING)[module]
         head = SETTING.format(module=module, seconds=seconds, engine=engine)
         process = PROCESSES.Process(target=execute, args=(head + code, tmp_path, limits))
@@ -151,7 +151,7 @@ time.sleep(1.5)
 print("still here")
 def fail(*arguments):
     raise RuntimeError
-runtime.choose_token = fail
+chooser.choose_token = fail
 print(engine.generate(requests)[0].error.code.value)
 time.sleep(1.5)
 print("still here")
@@ -164,8 +164,8 @@ print("still here")
 
 
 def test_every_row_has_a_limit_of_its_own(run):
-    code = "hang_in(0.1)\nprint(*[answer.text for answer in engine.generate(requests * 5)])\n"
-    done = run(code, seconds=2.0)  # a row takes 0.8 s, all of them 4 s
+    code = "hang_in(0.05)\nprint(*[answer.text for answer in engine.generate(requests * 5)])\n"
+    done = run(code, seconds=1.0)  # a row takes 0.4 s, all of them 2 s
     assert (done.returncode, done.stdout) == (0, " ".join([MADRID] * 5) + "\n")
 
 

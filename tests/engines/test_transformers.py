@@ -146,7 +146,7 @@ def test_threads_of_one_process_do_not_mix(engine, requests_of_samples, referenc
 
 
 def test_a_greedy_row_does_not_depend_on_the_batch(monkeypatch, engine):
-    monkeypatch.setattr(engine, "_end_token_ids", frozenset())  # nonsense is to go on
+    monkeypatch.setattr(engine._rules, "end_token_ids", frozenset())  # nonsense is to go on
     requests = random_requests([*range(20, 52)], max_tokens=32)
     assert engine.generate(requests) == each_alone(engine, requests)
 

@@ -71,6 +71,7 @@ def test_the_codes_of_the_error_column_are_these():
         "invalid_messages",
         "invalid_parameter",
         "prompt_too_long",
+        "answer_cut",
         "engine_error",
         "worker_crashed",
     ]

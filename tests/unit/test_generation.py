@@ -22,6 +22,13 @@ def test_the_defaults_are_greedy_and_256_tokens():
         "top_k": 0,
         "stop": (),
         "seed": 0,
+        "repetition_penalty": 1.0,
+        "min_tokens": 0,
+        "choices": (),
+        "choices_by": "likelihood",
+        "json_schema": "",
+        "regex": "",
+        "logprobs": False,
     }
     assert GenerationParams().greedy
 

@@ -13,7 +13,7 @@ LOGITS = np.log(PROBABILITIES).astype(np.float32)
 
 def draw(params, count=10_000, logits=LOGITS, seed=7):
     rng = np.random.default_rng(seed)
-    return Counter(choose_token(logits, params, rng) for _ in range(count))
+    return Counter(choose_token(logits, params, rng)[0] for _ in range(count))
 
 
 def chi_square(counts, probabilities):
@@ -32,7 +32,7 @@ def test_temperature_0_takes_the_likeliest_token():
 
 def test_the_first_of_equally_likely_tokens_is_the_greedy_one():
     rng = np.random.default_rng(0)
-    assert choose_token(np.array([0, 5, 5, 1], np.float32), GenerationParams(), rng) == 1
+    assert choose_token(np.array([0, 5, 5, 1], np.float32), GenerationParams(), rng)[0] == 1
 
 
 def test_greedy_decoding_ignores_the_sampling_parameters():
@@ -124,7 +124,7 @@ def test_the_same_seed_draws_the_same_tokens():
 
     def tokens(seed):
         rng = np.random.default_rng(seed)
-        return [choose_token(LOGITS, params, rng) for _ in range(20)]
+        return [choose_token(LOGITS, params, rng)[0] for _ in range(20)]
 
     assert tokens(1) == tokens(1)
     assert tokens(1) != tokens(2)
@@ -150,7 +150,7 @@ def test_tokens_of_a_large_vocabulary_are_those_of_a_sorted_one(spread, top_k, t
         held = weights.cumsum()
         kept = np.count_nonzero(held - weights < top_p)
         place = np.searchsorted(held[:kept], other.random() * held[kept - 1], side="right")
-        assert choose_token(logits, params, rng) == order[place]
+        assert choose_token(logits, params, rng)[0] == order[place]
 
 
 def test_large_logits_do_not_overflow():

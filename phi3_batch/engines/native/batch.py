@@ -1,21 +1,16 @@
 """The requests of one call on their way through the library, step by step."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from phi3_batch.engines.base import CompletionBuilder
+from phi3_batch.engines.chooser import TokenChooser, TokenRules
 from phi3_batch.engines.native.kv_blocks import KVBlocks
 from phi3_batch.engines.native.library import BLOCK_TOKENS, Model, Results, Step
 from phi3_batch.engines.order import Queue
-from phi3_batch.engines.sampling import choose_token
 from phi3_batch.engines.time_limit import seconds_for, time_limit
 from phi3_batch.errors import RowErrorCode
 from phi3_batch.generation import Completion, Request
-from phi3_batch.model_files import Limits
-from phi3_batch.text import Tokenizer
 from phi3_batch.words import first_line
 
 # Sequences at a time: products are as fast as they get with so many.
@@ -34,18 +29,14 @@ class LoadedModel:
         blocks: of its KV cache.
         switch: tokens of the longest text that has the first of two rotary embeddings; None where
             there is one.
-        limits: of requests.
-        tokenizer: of the model.
-        end_token_ids: tokens that end a completion.
+        rules: by which tokens are chosen.
     """
 
     name: str
     model: Model
     blocks: KVBlocks
     switch: int | None
-    limits: Limits
-    tokenizer: Tokenizer
-    end_token_ids: frozenset[int]
+    rules: TokenRules
 
     def kind(self, tokens: int) -> int:
         """Which rotary embedding a text has that gets so long."""
@@ -59,8 +50,7 @@ class RunningSequence:
     Attributes:
         index: of the request among all.
         request: what is answered.
-        builder: collects the answer.
-        rng: draws its tokens.
+        chooser: of the answer's tokens.
         kind: which rotary embedding it has.
         shares: whether it shares blocks with others: not if its rotary embedding may change.
         blocks: with its keys and values.
@@ -70,8 +60,7 @@ class RunningSequence:
 
     index: int
     request: Request
-    builder: CompletionBuilder
-    rng: np.random.Generator
+    chooser: TokenChooser
     kind: int
     shares: bool
     blocks: list[int]
@@ -110,7 +99,8 @@ class Batch:
         self.completions: list[Completion | None] = [None] * len(requests)
         self._loaded = loaded
         self._requests = requests
-        self._max_tokens = [loaded.limits.max_new_tokens(request) for request in requests]
+        limits = loaded.rules.limits
+        self._max_tokens = [limits.max_new_tokens(request) for request in requests]
         self._queue = Queue(requests, self._max_tokens, BLOCK_TOKENS)
         self._running: list[RunningSequence] = []
 
@@ -128,11 +118,13 @@ class Batch:
             raise
 
     def _run(self) -> None:
-        limits = self._loaded.limits
+        limits = self._loaded.rules.limits
         # a step is one of many for each row, so it takes less than any of them may take in all
         longest = sorted(self._requests, key=lambda request: seconds_for([request], limits))[-1:]
         while self._running or self._queue.peek() is not None:
             pieces = self._share_out()
+            if not pieces:  # all that began were over with what they had to begin with
+                continue
             with time_limit(longest, limits):
                 ended, results = self._step(pieces)
             for sequence, place in ended:
@@ -157,8 +149,9 @@ class Batch:
                 break
             self._queue.pop()
             self._running.append(started)
-            pieces += self._read(started, room)
-            room -= pieces[-1].end - pieces[-1].start
+            if self._begin(started):
+                pieces += self._read(started, room)
+                room -= pieces[-1].end - pieces[-1].start
         # what has the same blocks is next to each other, and attended to together
         return sorted(pieces, key=lambda piece: piece.sequence.blocks)
 
@@ -192,10 +185,7 @@ class Batch:
         return RunningSequence(
             index=index,
             request=request,
-            builder=CompletionBuilder(
-                request, loaded.tokenizer, loaded.end_token_ids, self._max_tokens[index]
-            ),
-            rng=np.random.default_rng(request.params.seed),
+            chooser=loaded.rules.chooser(request),
             kind=kind,
             shares=shares,
             blocks=blocks,
@@ -217,41 +207,49 @@ class Batch:
             if not sequence.unread:
                 ended.append((sequence, len(ended)))
                 step.wanted.append(len(step.tokens) - 1)
-        sampled = any(not sequence.request.params.greedy for sequence, _ in ended)
-        return ended, self._loaded.model.step(step, logits=sampled)
+        by_logits = any(sequence.chooser.needs_logits for sequence, _ in ended)
+        return ended, self._loaded.model.step(step, logits=by_logits)
+
+    def _begin(self, sequence: RunningSequence) -> bool:
+        """Let an answer begin as it has to; returns whether it goes on."""
+        return self._append(sequence, sequence.chooser.begin)
 
     def _take(self, sequence: RunningSequence, results: Results, place: int) -> None:
-        """Take a sequence's next token."""
-        try:
-            completion = self._take_token(sequence, results, place)
-        except Exception as error:  # tokens that cannot be decoded are this row's misfortune
-            completion = self._failed(sequence.request, first_line(error))
-        if completion is not None:
-            self.completions[sequence.index] = completion
-            self._running.remove(sequence)
-            self._loaded.blocks.give_back(sequence.blocks)
-            self._queue.release(sequence.index)
+        """Take a sequence's next token, and what has to come behind it."""
 
-    def _take_token(
-        self, sequence: RunningSequence, results: Results, place: int
-    ) -> Completion | None:
-        """The completion, if it is over."""
-        if not math.isfinite(results.log_probability[place]):
-            return self._failed(sequence.request, "the model's logits are not finite numbers")
-        params, tokens = sequence.request.params, sequence.tokens
-        if params.greedy:
-            token = int(results.best[place])
+        def choose() -> list[int] | None:
+            chooser = sequence.chooser
+            if chooser.needs_logits:
+                assert results.logits is not None
+                return chooser.take(results.logits[place])
+            return chooser.take_best(
+                int(results.best[place]), float(results.log_probability[place])
+            )
+
+        self._append(sequence, choose)
+
+    def _append(self, sequence: RunningSequence, choose: Callable[[], list[int] | None]) -> bool:
+        """Append the tokens that are chosen, or end the sequence; returns whether it goes on."""
+        try:
+            new = choose()
+            completion = sequence.chooser.completion() if new is None else None
+        except Exception as error:  # what is wrong with one row's tokens is its misfortune
+            completion = self._failed(sequence.request, first_line(error))
         else:
-            assert results.logits is not None
-            token = choose_token(results.logits[place], params, sequence.rng)
-        if not sequence.builder.add(token):
-            return sequence.builder.build()
-        if len(tokens) >= len(sequence.blocks) * BLOCK_TOKENS:
-            return self._failed(sequence.request, _no_memory([*tokens, token]))
-        tokens.append(token)
-        if (kind := self._loaded.kind(len(tokens))) != sequence.kind:
-            sequence.kind, sequence.read = kind, 0  # all keys are others now
-        return None
+            if new is not None:
+                sequence.tokens += new
+                if len(sequence.tokens) > len(sequence.blocks) * BLOCK_TOKENS:
+                    message = _no_memory(sequence.tokens)
+                    completion = self._failed(sequence.request, message)
+        if completion is None:
+            if (kind := self._loaded.kind(len(sequence.tokens))) != sequence.kind:
+                sequence.kind, sequence.read = kind, 0  # all keys are others now
+            return True
+        self.completions[sequence.index] = completion
+        self._running.remove(sequence)
+        self._loaded.blocks.give_back(sequence.blocks)
+        self._queue.release(sequence.index)
+        return False
 
     def _failed(self, request: Request, message: str) -> Completion:
         return Completion.failed(

@@ -10,9 +10,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from phi3_batch.engines.base import Engine
+from phi3_batch.engines.base import Engine, Question
+from phi3_batch.engines.chooser import TokenRules
 from phi3_batch.engines.kv_budget import cache_blocks, claim_blocks
 from phi3_batch.engines.native.batch import SEQUENCES, STEP_TOKENS, Batch, LoadedModel
+from phi3_batch.engines.native.continuations import Scoring
 from phi3_batch.engines.native.kv_blocks import KVBlocks
 from phi3_batch.engines.native.library import (
     BLOCK_TOKENS,
@@ -81,9 +83,7 @@ class NativeEngine(Engine):
             model=model,
             blocks=KVBlocks(blocks, shares_prefixes=prefix_caching),
             switch=packed.switch,
-            limits=self.limits,
-            tokenizer=self.tokenizer,
-            end_token_ids=frozenset(folder.end_token_ids),
+            rules=TokenRules(self.tokenizer, self.limits, frozenset(folder.end_token_ids)),
         )
         # two threads of a serving process would take each other's blocks
         self._lock = threading.Lock()
@@ -102,6 +102,13 @@ class NativeEngine(Engine):
         for index, answer in zip(sound, batch.completions, strict=True):
             completions[index] = answer
         return [completion for completion in completions if completion is not None]
+
+    def score(self, questions: Sequence[Question]) -> list[list[list[float]] | None]:
+        """How likely continuations are; each prompt is read once for all of its own."""
+        with self._lock:
+            scoring = Scoring(self._loaded, questions)
+            scoring.run()
+        return scoring.scores
 
     def read_logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """What a text makes of each next token; shape ``(tokens, vocabulary)``."""

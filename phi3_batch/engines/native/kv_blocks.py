@@ -63,7 +63,7 @@ class KVBlocks:
             The blocks, known ones first; None where there are not enough.
         """
         new = count - len(known)
-        if new > len(self._free) - sum(not self._users[block] for block in known):
+        if new > self.room(known):
             return None
         for block in known:
             self._users[block] += 1
@@ -73,6 +73,10 @@ class KVBlocks:
             self._users[block] = 1
             self._forget(block)
         return [*known, *taken]
+
+    def room(self, known: Sequence[int]) -> int:
+        """How many blocks a sequence may have beside known ones."""
+        return len(self._free) - sum(not self._users[block] for block in known)
 
     def fill(self, blocks: Sequence[int], tokens: Sequence[int], place: int, kind: int) -> None:
         """Make a sequence's block known, now that all of its tokens are read, or being read.

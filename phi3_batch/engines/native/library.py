@@ -200,6 +200,15 @@ class Model:
             raise LibraryError(code)
         return results
 
+    def copy_block(self, source: int, target: int) -> None:
+        """Copy the keys and values of a block of the KV cache.
+
+        Raises:
+            LibraryError: there is no such block.
+        """
+        if code := self._library.phi3_copy_block(self._model, source, target):
+            raise LibraryError(code)
+
 
 @functools.cache
 def load() -> ctypes.CDLL:
@@ -214,6 +223,7 @@ def load() -> ctypes.CDLL:
     library.phi3_pack.restype = None
     library.phi3_pack.argtypes = [ctypes.POINTER(Matrix), *[_pointer] * 4]
     library.phi3_step.argtypes = [_pointer, ctypes.POINTER(_Batch), *[_pointer] * 3]
+    library.phi3_copy_block.argtypes = [_pointer, _int, _int]
     library.phi3_free.restype = None
     library.phi3_free.argtypes = [_pointer]
     return library

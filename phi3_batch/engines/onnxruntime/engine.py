@@ -13,10 +13,10 @@ import numpy as np
 import onnxruntime_genai as og
 from numpy.typing import NDArray
 
-from phi3_batch.engines.base import CompletionBuilder, Engine
+from phi3_batch.engines.base import Engine, Question
+from phi3_batch.engines.chooser import TokenRules
 from phi3_batch.engines.onnxruntime.kv_capacity import SMALLEST_CAPACITY, cache_capacity
 from phi3_batch.engines.order import by_prefix, common_prefix_length
-from phi3_batch.engines.sampling import choose_token
 from phi3_batch.engines.threads import thread_count
 from phi3_batch.engines.time_limit import time_limit
 from phi3_batch.errors import EngineError, RowErrorCode
@@ -53,7 +53,7 @@ class OnnxRuntimeGenAIEngine(Engine):
         self.name = f"onnxruntime-genai {og.__version__}"
         self.tokenizer = folder.tokenizer
         self.limits = folder.limits
-        self._end_token_ids = frozenset(folder.end_token_ids)
+        self._rules = TokenRules(self.tokenizer, self.limits, frozenset(folder.end_token_ids))
         self._switch = find_switch(folder.graph)
         self._keep_prefix = keep_prefix
         # two threads of a serving process must not write into one KV cache
@@ -81,6 +81,31 @@ class OnnxRuntimeGenAIEngine(Engine):
                 completions[index] = self._answer(requests[index])
         return [completion for completion in completions if completion is not None]
 
+    def score(self, questions: Sequence[Question]) -> list[list[list[float]] | None]:
+        """How likely continuations are; each prompt is read once for all of its own."""
+        with self._lock:
+            return [self._score(question) for question in questions]
+
+    def _score(self, question: Question) -> list[list[float]]:
+        prompt_ids = question.prompt_ids
+        longest = max(map(len, question.continuations))
+        with time_limit([Request(prompt_ids)], self.limits):
+            generator = self._prefill(prompt_ids, longest)
+        begin = generator.get_logits()[0, -1:]
+        scores = []
+        for tokens in question.continuations:
+            with time_limit([Request(prompt_ids)], self.limits):
+                self._append(generator, tokens)
+                logits = generator.get_output("logits")[0]
+                if len(logits) == len(tokens):  # else the text was read anew, beyond the switch
+                    logits = np.concatenate([begin, logits])
+                scores.append(self._rules.score(tokens, logits[-len(tokens) - 1 :]))
+                if self._kept_long != self._is_long(len(prompt_ids)):
+                    generator = self._prefill(prompt_ids, longest)
+                else:
+                    generator.rewind_to(len(prompt_ids))
+        return scores
+
     def read_logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """What a text makes of each next token; shape ``(tokens, vocabulary)``."""
         with self._lock:
@@ -104,24 +129,26 @@ class OnnxRuntimeGenAIEngine(Engine):
             )
 
     def _decode(self, request: Request) -> Completion:
-        max_tokens = self.limits.max_new_tokens(request)
-        rng = np.random.default_rng(request.params.seed)
-        builder = CompletionBuilder(request, self.tokenizer, self._end_token_ids, max_tokens)
+        chooser = self._rules.chooser(request)
+        unread = chooser.begin()
         with time_limit([request], self.limits):
-            generator = self._prefill(request.prompt_ids, max_tokens)
-        while True:
+            generator = self._prefill(request.prompt_ids, self.limits.max_new_tokens(request))
+        while unread is not None:
             # anew for each token: an answer that grows does not hang, however slow the machine
             with time_limit([request], self.limits):
-                token_id = choose_token(generator.get_logits()[0, -1], request.params, rng)
-                if not builder.add(token_id):
-                    return builder.build()
-                if generator.token_count() == self._switch:
-                    unread = np.append(generator.get_sequence(0), token_id)
-                    generator.rewind_to(0)
-                    self._kept_long = True
-                else:
-                    unread = np.array([token_id])
-                generator.append_tokens(unread.astype(np.int32))
+                if unread:
+                    self._append(generator, unread)
+                unread = chooser.take(generator.get_logits()[0, -1])
+        return chooser.completion()
+
+    def _append(self, generator: og.Generator, tokens: Sequence[int]) -> None:
+        """Let the model read tokens; all of the text where it passes the switch with them."""
+        before = generator.token_count()
+        if self._is_long(before + len(tokens)) and not self._kept_long:
+            tokens = [*generator.get_sequence(0), *tokens]
+            generator.rewind_to(0)
+            self._kept_long = True
+        generator.append_tokens(np.array(tokens, dtype=np.int32))
 
     def _prefill(self, prompt_ids: tuple[int, ...], max_tokens: int) -> og.Generator:
         """A generator that has read the prompt, from where it differs from the last one on."""

@@ -92,6 +92,8 @@ class OpenVINOEngine(Engine):
         EngineError: the runtime cannot load the model.
     """
 
+    chooses_tokens = False  # the runtime does
+
     def __init__(
         self,
         folder: ModelFolder,

@@ -78,4 +78,5 @@ OPENVINO = EngineSpec(
     refuse=refuse,
     memory_bytes=memory_bytes,
     create=create,
+    chooses_tokens=False,
 )

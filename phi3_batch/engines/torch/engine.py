@@ -8,7 +8,6 @@ engines: the rows of a batch may have parameters of their own, and leave it when
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,13 +15,13 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
-from phi3_batch.engines.base import CompletionBuilder, Engine
-from phi3_batch.engines.sampling import choose_token
+from phi3_batch.engines.base import Engine, Question
+from phi3_batch.engines.chooser import TokenChooser, TokenRules
 from phi3_batch.engines.threads import thread_count
 from phi3_batch.engines.time_limit import time_limit
 from phi3_batch.engines.torch.batch_size import BATCH_ROWS, BATCH_TOKENS
 from phi3_batch.errors import EngineError, RowErrorCode
-from phi3_batch.generation import Completion, GenerationParams, Request
+from phi3_batch.generation import Completion, Request
 from phi3_batch.model_files.checkpoint import Checkpoint
 from phi3_batch.words import first_line
 
@@ -52,7 +51,7 @@ class TransformersEngine(Engine):
         self.name = f"transformers {transformers.__version__}"
         self.tokenizer = checkpoint.tokenizer
         self.limits = checkpoint.limits
-        self._end_token_ids = frozenset(checkpoint.end_token_ids)
+        self._rules = TokenRules(self.tokenizer, self.limits, frozenset(checkpoint.end_token_ids))
         self._batch_rows = batch_rows
         # two threads of a serving process would want the memory of two batches
         self._lock = threading.Lock()
@@ -74,6 +73,22 @@ class TransformersEngine(Engine):
                 for index, answer in zip(batch, answers, strict=True):
                     completions[index] = answer
         return [completion for completion in completions if completion is not None]
+
+    def score(self, questions: Sequence[Question]) -> list[list[list[float]] | None]:
+        """How likely continuations are; a prompt is read for each of its own."""
+        return [
+            [self._score(question.prompt_ids, tokens) for tokens in question.continuations]
+            for question in questions
+        ]
+
+    def _score(self, prompt_ids: tuple[int, ...], tokens: tuple[int, ...]) -> list[float]:
+        with self._lock, torch.inference_mode(), time_limit([Request(prompt_ids)], self.limits):
+            output = self._model(
+                input_ids=torch.tensor([[*prompt_ids, *tokens]]),
+                use_cache=False,
+                logits_to_keep=len(tokens) + 1,
+            )
+        return self._rules.score(tokens, output.logits[0].numpy())
 
     def read_logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """What a text makes of each next token; shape ``(tokens, vocabulary)``."""
@@ -114,12 +129,18 @@ class TransformersEngine(Engine):
         return [self._answer([request])[0] for request in requests]
 
     def _decode(self, requests: list[Request]) -> list[Completion]:
-        rows = [self._start(request) for request in requests]
-        ids, mask = _pad_left([request.prompt_ids for request in requests])
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        rows = [_Row(self._rules.chooser(request)) for request in requests]
+        begun = [row.chooser.begin() for row in rows]
+        going = [row for row, begin in zip(rows, begun, strict=True) if begin is not None]
+        prompts = [
+            (*request.prompt_ids, *begin)
+            for request, begin in zip(requests, begun, strict=True)
+            if begin is not None
+        ]
         cache = transformers.DynamicCache(config=self._model.config)
-        going = rows
-        while True:
+        ids, mask = _pad_left(prompts or [()])
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        while going:
             # anew for each token: answers that grow do not hang, however slow the machine
             with time_limit(requests, self.limits):
                 output = self._model(
@@ -131,36 +152,38 @@ class TransformersEngine(Engine):
                     logits_to_keep=1,
                 )
                 logits = output.logits[:, -1].numpy()
-                tokens = [row.choose(of_row) for row, of_row in zip(going, logits, strict=True)]
+                tokens = [row.next_token(of_row) for row, of_row in zip(going, logits, strict=True)]
             kept = [i for i, token in enumerate(tokens) if token is not None]
-            if not kept:
-                return [row.builder.build() for row in rows]
-            if len(kept) < len(going):
-                going = [going[i] for i in kept]
+            if 0 < len(kept) < len(going):
                 mask, positions = mask[kept], positions[kept]
                 cache.batch_select_indices(torch.tensor(kept))
+            going = [going[i] for i in kept]
             ids = torch.tensor([[tokens[i]] for i in kept])
-            mask = torch.cat([mask, mask.new_ones(len(kept), 1)], dim=1)
-            positions = positions[:, -1:] + 1
-
-    def _start(self, request: Request) -> "_Row":
-        max_tokens = self.limits.max_new_tokens(request)
-        builder = CompletionBuilder(request, self.tokenizer, self._end_token_ids, max_tokens)
-        return _Row(builder, request.params, np.random.default_rng(request.params.seed))
+            if kept:
+                mask = torch.cat([mask, mask.new_ones(len(kept), 1)], dim=1)
+                positions = positions[:, -1:] + 1
+        return [row.chooser.completion() for row in rows]
 
 
-@dataclass
 class _Row:
-    """A request while it is answered."""
+    """A request while it is answered; the model reads its tokens one by one."""
 
-    builder: CompletionBuilder
-    params: GenerationParams
-    rng: np.random.Generator
+    def __init__(self, chooser: TokenChooser) -> None:
+        self.chooser = chooser
+        self._unread: list[int] = []
 
-    def choose(self, logits: NDArray[np.float32]) -> int | None:
-        """Choose the next token; None when the completion is over."""
-        token_id = choose_token(logits, self.params, self.rng)
-        return token_id if self.builder.add(token_id) else None
+    def next_token(self, logits: NDArray[np.float32]) -> int | None:
+        """The token that the model reads next; None when the completion is over.
+
+        Args:
+            logits: of the token behind the last one that it has read.
+        """
+        if not self._unread:
+            chosen = self.chooser.take(logits)
+            if chosen is None:
+                return None
+            self._unread = chosen
+        return self._unread.pop(0)
 
 
 def _pad_left(prompts: Sequence[tuple[int, ...]]) -> tuple[torch.Tensor, torch.Tensor]:
