@@ -11,19 +11,22 @@ from typing import Any
 import pandas as pd
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
-from phi3_batch.contract import COMPLETION_OBJECT, ERROR_OBJECT, error_reason
+from phi3_batch.contract import CHOICES, COMPLETION_OBJECT, ERROR_OBJECT, error_reason
+from phi3_batch.engines.choices import answer
 from phi3_batch.errors import RowErrorCode
 from phi3_batch.generation import Completion, GenerationParams, Request, RowError, Usage
 from phi3_batch.model_files import ModelFolder
 from phi3_batch.model_files.folder import CheckedFolder
 from phi3_batch.models.chats import Chat, parse_chat, parse_params
+from phi3_batch.models.details import details
 from phi3_batch.models.examine import examine_rows, most_bytes
 from phi3_batch.models.seeds import with_own_seeds
 from phi3_batch.models.weights import MODEL_ARTIFACT, LoggedWeights
-from phi3_batch.text import RefusedChatError, find_length_error
+from phi3_batch.text import Constraint, RefusedChatError, find_length_error
 
 # Beside the generation parameters in MLflow's model_config: what completions call the model.
 MODEL_NAME_CONFIG = "model"
+_ALWAYS = ("max_tokens", "temperature", "top_p", "top_k", "stop", "seed")
 
 _Answer = tuple[str, list[dict[str, Any]], dict[str, int]]
 
@@ -69,28 +72,37 @@ class ChatModel(PythonModel):
         Args:
             context: unused; what it holds was read when the model was loaded.
             model_input: a DataFrame with a column ``messages`` and, where wanted, ``temperature``,
-                ``max_tokens``, ``stop``, ``n`` and ``stream``. MLflow makes one of a dict with
+                ``max_tokens``, ``stop``, ``n``, ``stream``, ``choices``, ``repetition_penalty`` and
+                ``min_tokens``. MLflow makes one of a dict with
                 these keys; called without MLflow in between, a dict or a list of them will do.
-            params: none are known; MLflow passes an empty dict.
+            params: of MODEL_PARAMS, for all rows; None is the model's own. The bare form has none.
 
         Returns:
             A chat completion for each row: ``id``, ``object``, ``created`` (seconds since 1970),
-            ``model``, ``choices`` and ``usage``. A row that could not be answered has the object
-            ``error`` and one choice without content, whose finish_reason is the error code and
-            message, as in ``invalid_messages: message 2 has no content``.
+            ``model``, ``choices`` and ``usage``; with ``logprobs``, or where ``choices`` are
+            compared or may be, also ``logprobs``, those of the first choice's tokens, and
+            ``probabilities``, a list of a dict of choice and probability for each text of
+            ``choices``. A row that
+            could not be answered has the object ``error`` and one choice without content, whose
+            finish_reason is the error code and message, as in ``invalid_messages: message 2 has no
+            content``.
 
         Raises:
+            InvalidParameterError: a parameter of all rows is out of range.
             EngineError: the runtime cannot load the model.
         """
-        engine = self._weights.engine()
-        rows = self._parse(model_input)
+        defaults = self._params(params)
+        rows = self._parse(model_input, defaults)
+        needs_logits = any(request.params.needs_logits for _, group in rows for request in group)
+        engine = self._weights.engine(chooses_tokens=needs_logits)
         together = with_own_seeds(
             (chat.messages, group) for chat, group in rows if isinstance(chat, Chat)
         )
-        completions = iter(engine.generate(together))
+        completions = iter(answer(engine, together))
         created = int(time.time())
-        answers = [_answer(chat, list(islice(completions, len(group)))) for chat, group in rows]
-        return [
+        answered = [list(islice(completions, len(group))) for _, group in rows]
+        answers = [_answer(chat, group) for (chat, _), group in zip(rows, answered, strict=True)]
+        made: list[dict[str, Any]] = [
             {
                 "id": f"chatcmpl-{uuid.uuid4()}",
                 "object": kind,
@@ -101,13 +113,20 @@ class ChatModel(PythonModel):
             }
             for kind, choices, usage in answers
         ]
+        if defaults.has_details or any(CHOICES in row for row in _rows(model_input)):
+            first = [group[0] if group else Completion() for group in answered]
+            choices = [group[0].params.choices if group else () for _, group in rows]
+            for name, values in details(first, choices).items():
+                for completion, value in zip(made, values, strict=True):
+                    completion[name] = value
+        return made
 
     def examine(self, model_input: Any, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
         """What every chat would take, without generating and without reading the weights.
 
         Args:
             model_input: as of :meth:`predict`.
-            params: none are known, as in :meth:`predict`.
+            params: as of :meth:`predict`.
 
         Returns:
             A row for each chat with prompt_tokens (0 where they are not known), max_tokens (the
@@ -117,17 +136,33 @@ class ChatModel(PythonModel):
 
         Raises:
             InvalidModelError: the model has no chat template that can be read.
+            InvalidParameterError: a parameter is out of range.
         """
         return examine_rows(
             (
                 chat if isinstance(chat, RowError) else group
-                for chat, group in self._parse(model_input)
+                for chat, group in self._parse(model_input, self._params(params))
             ),
             self._folder.limits,
         )
 
-    def _parse(self, model_input: Any) -> list[tuple[Chat | RowError, list[Request]]]:
-        return [_parse(row, self._folder, self._defaults) for row in _rows(model_input)]
+    def _params(self, given: Mapping[str, Any] | None) -> GenerationParams:
+        """What holds for rows that do not say otherwise."""
+        # a list has no null in MLflow's schemas
+        wanted = {
+            name: list(value) if name == "choices" else value
+            for name, value in (given or {}).items()
+            if value is not None and not (name == "choices" and len(value) == 0)
+        }
+        params = parse_params(wanted, self._defaults)
+        if params.is_constrained:
+            Constraint.of(params).check()
+        return params
+
+    def _parse(
+        self, model_input: Any, defaults: GenerationParams
+    ) -> list[tuple[Chat | RowError, list[Request]]]:
+        return [_parse(row, self._folder, defaults) for row in _rows(model_input)]
 
     def most_bytes(self) -> int | None:
         """Bytes of a chat's contents, white space aside, beyond which it cannot fit.
@@ -155,10 +190,12 @@ def chat_config(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         InvalidParameterError: a parameter is unknown or out of range.
     """
-    # Every parameter, given or not: load_model(model_config=...) overrides what is there alone.
     checked = asdict(parse_params(params, GenerationParams()))
+    # What models always had, given or not, for load_model(model_config=...) overrides what is there
+    # alone; what came later only where it is given: an earlier release's driver knows no more.
+    kept = {name: value for name, value in checked.items() if name in params or name in _ALWAYS}
     # by way of JSON, for MLflow writes YAML and takes neither tuples nor numpy's numbers
-    plain: dict[str, Any] = json.loads(json.dumps(checked))
+    plain: dict[str, Any] = json.loads(json.dumps(kept))
     return plain | {MODEL_NAME_CONFIG: name}
 
 
@@ -188,15 +225,15 @@ def _answer(chat: Chat | RowError, answers: Sequence[Completion]) -> _Answer:
     """Object, choices and usage of a row's completion."""
     if isinstance(chat, RowError):
         return _failure(chat, Usage())
-    for answer in answers:
-        if answer.error:
-            return _failure(answer.error, answer.usage)
+    for completion in answers:
+        if completion.error:
+            return _failure(completion.error, completion.usage)
     if chat.params.greedy:
         answers = [*answers] * chat.choices
-    generated = sum(answer.usage.completion_tokens for answer in answers)
+    generated = sum(completion.usage.completion_tokens for completion in answers)
     choices = [
-        _choice(index, answer.finish_reason or "", answer.text)
-        for index, answer in enumerate(answers)
+        _choice(index, completion.finish_reason or "", completion.text)
+        for index, completion in enumerate(answers)
     ]
     return COMPLETION_OBJECT, choices, _usage(Usage(answers[0].usage.prompt_tokens, generated))
 

@@ -72,10 +72,11 @@ def parse_params(options: Mapping[str, Any], defaults: GenerationParams) -> Gene
             raise InvalidParameterError(
                 f"there is no generation parameter {name!r}, but {', '.join(_GENERATION_FIELDS)}"
             )
-        if name == "stop":
+        if name in ("stop", "choices"):
             values[name] = tuple(value) if isinstance(value, list | tuple) else value
         else:
-            values[name] = value if name in ("temperature", "top_p") else _whole(value)
+            is_real = name in ("temperature", "top_p", "repetition_penalty")
+            values[name] = value if is_real else _whole(value)
     return replace(defaults, **values)
 
 

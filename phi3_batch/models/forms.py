@@ -28,7 +28,10 @@ from phi3_batch.models.weights import (
 from phi3_batch.platforms import find_mlflow
 
 # What the models import when they are loaded, beside what their engines do.
-_PACKAGES = ("jinja2", "tokenizers", "pandas", "numpy", "platformdirs", "filelock", "xxhash")
+_PACKAGES = (
+    *("filelock", "jinja2", "llguidance", "numpy", "pandas"),
+    *("platformdirs", "tokenizers", "xxhash"),
+)
 
 _PROMPT_EXAMPLE = {PROMPT_INPUT: "<|user|>\nWhat is the capital of Spain?<|end|>\n<|assistant|>\n"}
 _CHAT_EXAMPLE = {
@@ -151,20 +154,19 @@ def prompt_form(*, params: bool) -> Form:
     return Form("prompt_code.py", MODEL_ARTIFACT, ONNX_ENGINES, signature, _PROMPT_EXAMPLE)
 
 
-def chat_form() -> Form:
-    """ONNX int4, chats."""
-    return Form(
-        "chat_code.py", MODEL_ARTIFACT, ONNX_ENGINES, chat_signature(), _CHAT_EXAMPLE, CHAT_TASK
-    )
+def chat_form(*, params: bool = True) -> Form:
+    """ONNX int4, chats; ``params`` as in :func:`chat_signature`."""
+    signature = chat_signature(params=params)
+    return Form("chat_code.py", MODEL_ARTIFACT, ONNX_ENGINES, signature, _CHAT_EXAMPLE, CHAT_TASK)
 
 
-def pipeline_form() -> Form:
-    """A transformers checkpoint, chats."""
+def pipeline_form(*, params: bool = True) -> Form:
+    """A transformers checkpoint, chats; ``params`` as in :func:`chat_signature`."""
     return Form(
         "pipeline_code.py",
         CHECKPOINT_ARTIFACT,
         CHECKPOINT_ENGINES,
-        chat_signature(),
+        chat_signature(params=params),
         _CHAT_EXAMPLE,
         CHAT_TASK,
     )

@@ -84,6 +84,7 @@ def log_chat_model(
     registered_model_name: str | None = None,
     alias: str | None = None,
     model_config: Mapping[str, Any] | None = None,
+    params: bool = True,
     engine: str = AUTO,
     by_reference: str | None = None,
 ) -> ModelInfo:
@@ -98,6 +99,8 @@ def log_chat_model(
         alias: also gives that version this alias, as in ``models:/NAME@ALIAS``.
         model_config: parameters of :class:`~phi3_batch.generation.GenerationParams` for rows that
             do not give their own, such as ``{"max_tokens": 60, "top_p": 0.9}``.
+        params: False logs the bare form, whose signature takes no parameters beside a row's own:
+            no choices, no schema, no log-probabilities.
         engine: what is to run it, as of :func:`log_prompt_model`.
         by_reference: where machines can fetch the folder, as of :func:`log_prompt_model`.
 
@@ -114,7 +117,7 @@ def log_chat_model(
     folder = ModelFolder.open(model_dir)
     check_names(name, registered_model_name, alias)
     config = chat_config(name, model_config or {})
-    form = chat_form()
+    form = chat_form(params=params)
     form.check(folder)
     reference = _reference(folder, by_reference)
     with _run(name):
@@ -128,6 +131,7 @@ def log_pipeline_model(
     registered_model_name: str | None = None,
     alias: str | None = None,
     model_config: Mapping[str, Any] | None = None,
+    params: bool = True,
     by_reference: str | None = None,
 ) -> ModelInfo:
     """Log a Phi-3 checkpoint as a transformers text-generation pipeline that answers chats.
@@ -144,6 +148,7 @@ def log_pipeline_model(
         alias: also gives that version this alias, as in ``models:/NAME@ALIAS``.
         model_config: generation parameters in transformers' names (``max_new_tokens``,
             ``temperature``, ``do_sample`` …) for rows that do not give their own.
+        params: as of :func:`log_chat_model`.
         by_reference: where machines can fetch the checkpoint, as of :func:`log_prompt_model`. The
             plain model, which would hold the weights, is not logged then.
 
@@ -172,7 +177,7 @@ def log_pipeline_model(
             if reference is None:
                 transformers_flavor.log(pipeline, f"{name}-transformers", transformers_config)
             return _log(
-                pipeline_form(),
+                pipeline_form(params=params),
                 checkpoint,
                 name,
                 registered_model_name,

@@ -10,12 +10,14 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from phi3_batch.contract import PROMPT_INPUT, USAGE_COLUMNS, USAGE_PARAM
 from phi3_batch.engines import Engine
+from phi3_batch.engines.choices import answer
 from phi3_batch.generation import Completion, GenerationParams, Request, RowError
 from phi3_batch.model_files import Limits, ModelFolder
+from phi3_batch.models.details import details
 from phi3_batch.models.examine import examine_rows, most_bytes
 from phi3_batch.models.seeds import with_own_seeds
 from phi3_batch.models.weights import MODEL_ARTIFACT, LoggedWeights
-from phi3_batch.text import Tokenizer, find_length_error, find_text_error
+from phi3_batch.text import Constraint, Tokenizer, find_length_error, find_text_error
 
 _logger = logging.getLogger(__name__)
 
@@ -59,18 +61,25 @@ class PromptModel(PythonModel):
             DataFrame with a row for each prompt and the columns completion, finish_reason,
             prompt_tokens, completion_tokens, total_tokens and error, a dict of code and message.
             Nothing in it is null, because MLflow's spark_udf turns None into 'None' and fails on
-            null numbers: an answered row has an empty error code.
+            null numbers: an answered row has an empty error code. With ``logprobs``, or where
+            ``choices`` are compared, also logprobs, those of the tokens, and probabilities, a list
+            of a dict of choice and probability for each choice.
 
         Raises:
             InvalidParameterError: a parameter is out of range.
             EngineError: the runtime cannot load the model.
         """
         generation_params = _generation_params(params)
-        engine = self._weights.engine()
+        engine = self._weights.engine(chooses_tokens=generation_params.needs_logits)
         completions = _complete(engine, _prompts(model_input), generation_params)
         if params and params.get(USAGE_PARAM):
             rows = [_usage_row(completion) for completion in completions]
-            return pd.DataFrame(rows, columns=list(USAGE_COLUMNS))
+            table = pd.DataFrame(rows, columns=list(USAGE_COLUMNS))
+            if generation_params.has_details:
+                choices = [generation_params.choices] * len(completions)
+                for name, values in details(completions, choices).items():
+                    table[name] = values
+            return table
         _warn_of_failures(completions)
         return [completion.text for completion in completions]
 
@@ -114,9 +123,13 @@ class PromptModel(PythonModel):
 
 def _generation_params(params: Mapping[str, Any] | None) -> GenerationParams:
     options = {name: value for name, value in (params or {}).items() if name != USAGE_PARAM}
-    if "stop" in options:
-        options["stop"] = tuple(options["stop"])
-    return GenerationParams(**options)
+    for name in ("stop", "choices"):
+        if name in options:
+            options[name] = tuple(options[name])
+    generation_params = GenerationParams(**options)
+    if generation_params.is_constrained:
+        Constraint.of(generation_params).check()
+    return generation_params
 
 
 def _prompts(model_input: Any) -> list[object]:
@@ -137,7 +150,7 @@ def _complete(
         for prompt, row in zip(prompts, rows, strict=True)
         if isinstance(row, Request)
     )
-    answers = iter(engine.generate(requests))
+    answers = iter(answer(engine, requests))
     return [Completion(error=row) if isinstance(row, RowError) else next(answers) for row in rows]
 
 

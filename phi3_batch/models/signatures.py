@@ -1,11 +1,21 @@
 """The signatures of the logged models: what MLflow checks, shows and hands to Spark."""
 
+from dataclasses import asdict
+
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import Array, Object, Property
 
-from phi3_batch.contract import COUNTS, MESSAGES_INPUT, PROMPT_INPUT, USAGE_PARAM
+from phi3_batch.contract import COUNTS, MESSAGES_INPUT, MODEL_PARAMS, PROMPT_INPUT, USAGE_PARAM
 from phi3_batch.generation import GenerationParams
+
+_TYPES = {
+    bool: DataType.boolean,
+    float: DataType.double,
+    int: DataType.long,
+    str: DataType.string,
+    tuple: DataType.string,
+}
 
 
 def prompt_signature(*, params: bool = True) -> ModelSignature:
@@ -23,25 +33,35 @@ def prompt_signature(*, params: bool = True) -> ModelSignature:
 
 
 def _prompt_params() -> ParamSchema:
-    defaults = GenerationParams()
+    defaults = asdict(GenerationParams())
     return ParamSchema(
         [
-            ParamSpec("max_tokens", DataType.long, defaults.max_tokens),
-            ParamSpec("temperature", DataType.double, defaults.temperature),
-            ParamSpec("top_p", DataType.double, defaults.top_p),
-            ParamSpec("top_k", DataType.long, defaults.top_k),
-            ParamSpec("stop", DataType.string, list(defaults.stop), shape=(-1,)),
-            ParamSpec("seed", DataType.long, defaults.seed),
+            *(_param(name, default) for name, default in defaults.items()),
             ParamSpec(USAGE_PARAM, DataType.boolean, False),
         ]
     )
 
 
-def chat_signature() -> ModelSignature:
+def _chat_params() -> ParamSchema:
+    return ParamSchema([_param(name, None) for name in MODEL_PARAMS])
+
+
+def _param(name: str, default: object) -> ParamSpec:
+    kind = _TYPES[type(getattr(GenerationParams(), name))]
+    if isinstance(getattr(GenerationParams(), name), tuple):
+        return ParamSpec(name, kind, list(default or ()), shape=(-1,))  # type: ignore[call-overload]
+    return ParamSpec(name, kind, default)
+
+
+def chat_signature(*, params: bool = True) -> ModelSignature:
     """The signature of the chat and the pipeline model, that of MLflow's task ``llm/v1/chat``.
 
     In the form that MLflow 2.10 gave it; today's MLflow adds tools and more to its own, which
     Phi-3 knows nothing of.
+
+    Args:
+        params: with MODEL_PARAMS, null where the model's own hold, and with MORE_CHAT_PARAMS among
+            the inputs; without them, the bare form.
     """
     message = [
         Property("role", DataType.string),
@@ -53,6 +73,11 @@ def chat_signature() -> ModelSignature:
         Property("finish_reason", DataType.string),
         Property("message", Object(message)),
     ]
+    more = [
+        ColSpec(Array(DataType.string), "choices", required=False),
+        ColSpec(DataType.double, "repetition_penalty", required=False),
+        ColSpec(DataType.long, "min_tokens", required=False),
+    ]
     return ModelSignature(
         inputs=Schema(
             [
@@ -62,6 +87,7 @@ def chat_signature() -> ModelSignature:
                 ColSpec(Array(DataType.string), "stop", required=False),
                 ColSpec(DataType.long, "n", required=False),
                 ColSpec(DataType.boolean, "stream", required=False),
+                *(more if params else []),
             ]
         ),
         outputs=Schema(
@@ -74,4 +100,5 @@ def chat_signature() -> ModelSignature:
                 ColSpec(Object([Property(name, DataType.long) for name in COUNTS]), "usage"),
             ]
         ),
+        params=_chat_params() if params else None,  # type: ignore[arg-type]  # null is allowed
     )

@@ -82,13 +82,18 @@ class LoggedWeights:
             )
         return cls(folder, manifest, logged)
 
-    def engine(self) -> Engine:
+    def engine(self, *, chooses_tokens: bool) -> Engine:
         """The engine of this process, which reads the weights when it is first asked for.
+
+        Args:
+            chooses_tokens: whether it has to be able to.
 
         Raises:
             EngineError: no runtime can load the model.
         """
-        return this_process.engine(self.folder, self.manifest, self.engine_choice)
+        return this_process.engine(
+            self.folder, self.manifest, self.engine_choice, chooses_tokens=chooses_tokens
+        )
 
     def memory_bytes(self, tokens: int) -> int:
         """About what a process takes that runs the model, for requests of so many tokens."""

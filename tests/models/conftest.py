@@ -96,8 +96,8 @@ def engines_loaded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
     create = registry.create
 
-    def watched(folder: ModelFolder, *rest: Any) -> Engine:
-        engine = create(folder, *rest)
+    def watched(folder: ModelFolder, *rest: Any, **wanted: Any) -> Engine:
+        engine = create(folder, *rest, **wanted)
         loaded.append(folder.path)
         return engine
 

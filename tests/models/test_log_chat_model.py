@@ -15,14 +15,26 @@ from phi3_batch.errors import InvalidModelError, InvalidParameterError
 
 REQUIRED = (
     *("mlflow", "tokenizers", "pandas", "numpy"),
-    *("filelock", "jinja2", "onnxruntime", "onnxruntime-genai", "platformdirs", "xxhash"),
+    *(
+        "filelock",
+        "jinja2",
+        "llguidance",
+        "onnxruntime",
+        "onnxruntime-genai",
+        "platformdirs",
+        "xxhash",
+    ),
 )
 ON_X86 = ("llvmlite", "onnx", "openvino-genai")
 INPUTS = (
     "['messages': Array({content: string (required), name: string (optional),"
     " role: string (required)}) (required), 'temperature': double (optional),"
     " 'max_tokens': long (optional), 'stop': Array(string) (optional), 'n': long (optional),"
-    " 'stream': boolean (optional)]"
+    " 'stream': boolean (optional)"
+)
+MORE = (
+    ", 'choices': Array(string) (optional), 'repetition_penalty': double (optional),"
+    " 'min_tokens': long (optional)"
 )
 OUTPUTS = (
     "['id': string (required), 'object': string (required), 'created': long (required),"
@@ -30,6 +42,13 @@ OUTPUTS = (
     " index: long (required), message: {content: string (required), name: string (optional),"
     " role: string (required)} (required)}) (required), 'usage': {completion_tokens:"
     " long (required), prompt_tokens: long (required), total_tokens: long (required)} (required)]"
+)
+PARAMS = (
+    "['top_p': double (default: None), 'top_k': long (default: None),"
+    " 'seed': long (default: None), 'repetition_penalty': double (default: None),"
+    " 'min_tokens': long (default: None), 'choices': string (default: []) (shape: (-1,)),"
+    " 'choices_by': string (default: None), 'json_schema': string (default: None),"
+    " 'regex': string (default: None), 'logprobs': boolean (default: None)]"
 )
 SPAIN = [{"role": "user", "content": "What is the capital of Spain?"}]
 MADRID = "The capital of Spain is Madrid."
@@ -61,16 +80,25 @@ def count_logged(client, store):
 
 
 def test_the_signature_reads_as_designed(logged):
-    assert repr(logged.signature.inputs) == INPUTS
+    assert repr(logged.signature.inputs) == INPUTS + MORE + "]"
     assert repr(logged.signature.outputs) == OUTPUTS
-    assert logged.signature.params is None
+    assert repr(logged.signature.params) == PARAMS
 
 
 def test_the_signature_is_the_same_when_it_is_read_back(logged):
     signature = mlflow.models.get_model_info(logged.model_uri).signature
-    assert repr(signature.inputs) == INPUTS
+    assert repr(signature.inputs) == INPUTS + MORE + "]"
+    assert repr(signature.outputs) == OUTPUTS
+    assert repr(signature.params) == PARAMS
+
+
+def test_the_bare_form_is_the_cookbooks_to_the_letter(tiny_folder):
+    bare = phi3_batch.log_chat_model(tiny_folder.path, params=False)
+    signature = mlflow.models.get_model_info(bare.model_uri).signature
+    assert repr(signature.inputs) == INPUTS + "]"
     assert repr(signature.outputs) == OUTPUTS
     assert signature.params is None
+    assert text(mlflow.pyfunc.load_model(bare.model_uri).predict({"messages": SPAIN})) == MADRID
 
 
 def test_the_metadata_name_the_task_and_the_package(logged):

@@ -14,7 +14,15 @@ from phi3_batch.errors import InvalidModelError, InvalidParameterError
 
 REQUIRED = (
     *("mlflow", "tokenizers", "pandas", "numpy"),
-    *("filelock", "jinja2", "onnxruntime", "onnxruntime-genai", "platformdirs", "xxhash"),
+    *(
+        "filelock",
+        "jinja2",
+        "llguidance",
+        "onnxruntime",
+        "onnxruntime-genai",
+        "platformdirs",
+        "xxhash",
+    ),
 )
 ON_X86 = ("llvmlite", "onnx", "openvino-genai")
 INPUTS = "['prompt': string (required)]"
@@ -23,6 +31,10 @@ PARAMS = (
     "['max_tokens': long (default: 256), 'temperature': double (default: 0.0),"
     " 'top_p': double (default: 1.0), 'top_k': long (default: 0),"
     " 'stop': string (default: []) (shape: (-1,)), 'seed': long (default: 0),"
+    " 'repetition_penalty': double (default: 1.0), 'min_tokens': long (default: 0),"
+    " 'choices': string (default: []) (shape: (-1,)),"
+    " 'choices_by': string (default: likelihood), 'json_schema': string (default: ),"
+    " 'regex': string (default: ), 'logprobs': boolean (default: False),"
     " 'usage': boolean (default: False)]"
 )
 

@@ -521,7 +521,8 @@ def test_an_unknown_parameter_is_refused_with_the_known_ones(name):
         parse_params({"max_tokens": 3, name: 1}, DEFAULTS)
     assert str(error.value) == (
         f"there is no generation parameter {name!r}, but"
-        " max_tokens, temperature, top_p, top_k, stop, seed"
+        " max_tokens, temperature, top_p, top_k, stop, seed, repetition_penalty, min_tokens,"
+        " choices, choices_by, json_schema, regex, logprobs"
     )
 
 
