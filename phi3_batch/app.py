@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pyspark.sql import DataFrame, SparkSession
 from rich.console import Console
@@ -97,7 +97,7 @@ class ScoringResult:
     input_version: int | None
     output_version: int
     output: DataFrame
-    report: str | None
+    report: str | None = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

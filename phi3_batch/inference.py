@@ -1,6 +1,7 @@
 """Scoring in one's own Spark code, with what the job uses."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -14,7 +15,7 @@ from phi3_batch.scoring.job.check import check_requests, kept_fields
 from phi3_batch.scoring.rows import schema
 from phi3_batch.scoring.rows.columns import OURS, named
 from phi3_batch.scoring.rows.hidden import with_texts
-from phi3_batch.scoring.rows.model import find_model, load_model
+from phi3_batch.scoring.rows.model import check_params, find_model, load_model
 from phi3_batch.scoring.rows.udf import chat_udf, model_udf
 from phi3_batch.scoring.rows.worker import ENGINE
 
@@ -43,7 +44,8 @@ def complete(table: DataFrame, model: str, options: RequestOptions) -> DataFrame
 
     Returns:
         What is kept of the rows, and completion, finish_reason, prompt_tokens, completion_tokens,
-        total_tokens, error and, where it is asked for, response.
+        total_tokens, error and, where they are asked for, answer, probabilities, logprob,
+        mean_logprob, token_logprobs and response.
 
     Raises:
         InvalidModelError: there is no such model, or it cannot be loaded.
@@ -53,16 +55,18 @@ def complete(table: DataFrame, model: str, options: RequestOptions) -> DataFrame
     asked = AskedRequests.of_rows(options)
     found = find_model(model)
     check_requests(asked, found, table.schema, "the table")
-    added = schema.answer_columns(keep_response=asked.keep_response)
+    added = schema.answer_columns(keep_response=asked.keep_response, answers=asked.answers)
     kept = kept_fields(table.schema, asked.keep, added, any_name=True)
     loaded = load_model(
         found,
         asked.generation,
+        row_params=asked.source.param_columns,
         wrap_pipeline=wrap_pipeline,
         pilot_prompts=lambda: [] if table.isStreaming else asked.source.pilot_prompts(table),
     )
     requests = asked.source.requests(loaded, table.schema)
-    greedy = loaded.greedy and "temperature" not in asked.source.param_columns
+    by_rows = "temperature" in asked.source.param_columns
+    greedy = loaded.compares_choices or (loaded.greedy and not by_rows)
     udf = model_udf(table.sparkSession, loaded, greedy=greedy)
     rows = with_texts(table.sparkSession, table, asked.source.texts(loaded))
     is_sound = requests.refusal.isNull()
@@ -71,8 +75,11 @@ def complete(table: DataFrame, model: str, options: RequestOptions) -> DataFrame
         rows = rows.repartition(request)
     answered = rows.withColumn(_RESULT, udf.ask(request))
     answer, refusal = (
-        udf.read(F.col(_RESULT).dropFields(ENGINE)),
-        schema.columns_from_error(requests.refusal),
+        {**columns, **asked.answers.columns(columns)}
+        for columns in (
+            udf.read(F.col(_RESULT).dropFields(ENGINE)),
+            schema.columns_from_error(requests.refusal),
+        )
     )
     return answered.select(
         *map(named, kept.fieldNames()),
@@ -83,7 +90,9 @@ def complete(table: DataFrame, model: str, options: RequestOptions) -> DataFrame
     )
 
 
-def spark_udf(spark: SparkSession, uri: str) -> Callable[..., Column]:
+def spark_udf(
+    spark: SparkSession, uri: str, params: Mapping[str, Any] | None = None
+) -> Callable[..., Column]:
     """A function of columns that gives chat completions.
 
     ``mlflow.pyfunc.spark_udf`` works for these models too, called with a struct of columns
@@ -98,6 +107,7 @@ def spark_udf(spark: SparkSession, uri: str) -> Callable[..., Column]:
         spark: the session.
         uri: of a chat or pipeline model, ours or logged by ``mlflow.transformers.log_model`` with
             task ``llm/v1/chat``.
+        params: for all rows, such as ``{"choices": ["yes", "no"]}``; those of the logged model.
 
     Returns:
         A function with the arguments messages, temperature, max_tokens, stop, n and stream: each
@@ -105,11 +115,14 @@ def spark_udf(spark: SparkSession, uri: str) -> Callable[..., Column]:
 
     Raises:
         InvalidModelError: the model is not there, cannot be loaded, or is one of prompts.
+        InvalidParameterError: the model has no such parameter, or it is out of range.
     """
     found = find_model(uri)
     if not found.takes_messages:
         raise InvalidModelError(
             f"{uri} takes prompts, one string for each row: mlflow.pyfunc.spark_udf will do"
         )
-    model = load_model(found, {}, wrap_pipeline=wrap_pipeline, pilot_prompts=list)
+    given = dict(params or {})
+    check_params(found, given)
+    model = load_model(found, given, wrap_pipeline=wrap_pipeline, pilot_prompts=list)
     return chat_udf(spark, model)

@@ -8,6 +8,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from phi3_batch.contract import ChoicesBy
 from phi3_batch.errors import InvalidParameterError
 
 WriteMode = Literal["error", "append", "overwrite"]
@@ -41,7 +42,7 @@ class RequestOptions:
     """What a model is asked for each row of a table, and what is kept beside its answer.
 
     A generation parameter that is not given has the model's own default. Models of prompts take
-    all of them but ``n``; models of chats ``max_tokens``, ``temperature``, ``stop`` and ``n``.
+    all of them but ``n``.
 
     Raises:
         InvalidParameterError: a value is of the wrong type, or below its minimum.
@@ -76,8 +77,43 @@ class RequestOptions:
     )
     seed: int | None = _option("Random seed for sampling.", metavar="N")
     n: int | None = _option("Number of choices for a chat; see --keep-response.", metavar="N")
+    repetition_penalty: float | None = _option(
+        "Above 1, makes tokens less likely that the prompt or the completion has already.",
+        metavar="X",
+    )
+    min_tokens: int | None = _option("Minimum number of tokens to generate.", metavar="N")
+    choices: str | Sequence[str] | None = _option(
+        "Answer with one of these texts.", metavar="A,B,…", cli_type=str | None
+    )
+    choices_by: ChoicesBy | None = field(
+        default=None,
+        metadata={"help": Help("Take the most likely of --choices, or generate one of them.")},
+    )
+    probabilities: bool = _option(
+        "Add a column with the probability of each of --choices.", default=False
+    )
+    json_schema: str | Mapping[str, Any] | type | None = field(
+        default=None,
+        metadata={
+            "help": Help(
+                "Answer with JSON that follows the schema in this file.",
+                metavar="FILE",
+                cli_type=str | None,
+            )
+        },
+    )
+    regex: str | None = _option(
+        "Answer with a text that matches this regular expression.", metavar="PATTERN"
+    )
+    logprobs: bool = _option(
+        "Add columns with the completion's log-probability and its mean by token.", default=False
+    )
+    token_logprobs: bool = _option(
+        "Add a column with the log-probability of each token.", default=False
+    )
     param: Mapping[str, str] | Sequence[str] | None = _option(
-        "Take temperature, max_tokens, stop or n of a chat from a column; repeatable.",
+        "Take temperature, max_tokens, stop, n, choices, repetition_penalty or min_tokens of a chat"
+        " from a column; repeatable.",
         metavar="NAME=col:COLUMN",
         cli_type=list[str] | None,
     )
@@ -159,12 +195,17 @@ _WORDS = {
     WriteMode: "error, append or overwrite",
     Sequence[str]: "a list of strings",
     Mapping[str, str]: "a mapping of strings",
+    Mapping[str, Any]: "a schema",
+    type: "a dataclass or a model of pydantic",
+    ChoicesBy: "likelihood or generate",
 }
 
 
 def _fits(value: object, kind: Any) -> bool:
-    if kind == WriteMode:
+    if kind in (WriteMode, ChoicesBy):
         return value in get_args(kind)
+    if kind == Mapping[str, Any]:
+        return isinstance(value, Mapping)
     if kind == Mapping[str, str]:
         return isinstance(value, Mapping) and _fits([*value, *value.values()], Sequence[str])
     if kind == Sequence[str]:
@@ -179,4 +220,8 @@ def _fits(value: object, kind: Any) -> bool:
 
 
 # Those that go to the model as they are.
-GENERATION = ("max_tokens", "temperature", "top_p", "top_k", "stop", "seed", "n")
+GENERATION = (
+    *("max_tokens", "temperature", "top_p", "top_k", "stop", "seed", "n"),
+    *("repetition_penalty", "min_tokens", "choices", "choices_by", "json_schema", "regex"),
+    "logprobs",
+)

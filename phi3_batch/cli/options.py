@@ -4,14 +4,17 @@ import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, fields
 from enum import StrEnum
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
+from phi3_batch.contract import ChoicesBy
 from phi3_batch.options import Help, JobOptions, WriteMode
 
 # typer makes choices of an enumeration
-_MODE = StrEnum("_MODE", {mode: mode for mode in WriteMode.__args__})  # type: ignore[misc]
+_ENUMS: dict[Any, Any] = {
+    kind: StrEnum("_Choice", get_args(kind)) for kind in (WriteMode, ChoicesBy)
+}
 
 
 def takes(kind: type[JobOptions]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -24,7 +27,10 @@ def takes(kind: type[JobOptions]) -> Callable[[Callable[..., None]], Callable[..
 
         def run(**values: Any) -> None:
             asked = {name: values.pop(name) for name in names}
-            command(kind(**asked | {"mode": asked["mode"].value}), **values)
+            plain = {
+                name: value.value for name, value in asked.items() if isinstance(value, StrEnum)
+            }
+            command(kind(**asked | plain), **values)
 
         derived = [
             _parameter(each.name, hints[each.name], each.default, each.metadata["help"])
@@ -49,8 +55,11 @@ def help_of(name: str) -> str:
 
 def _parameter(name: str, hint: Any, default: Any, of: Help) -> inspect.Parameter:
     kind: Any = of.cli_type or hint
-    if hint == WriteMode:
-        kind, default = _MODE, _MODE(default)
+    for literal, enum in _ENUMS.items():
+        if hint == literal:
+            kind, default = enum, enum(default)
+        elif hint == literal | None:
+            kind = enum | None
     flag = of.flag or f"--{name.replace('_', '-')}"
     option = typer.Option(
         flag,

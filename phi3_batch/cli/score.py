@@ -47,7 +47,7 @@ def score(
     output it does nothing.
 
     Generation options default to the model's own values. Prompt models take all of them except
-    --n; chat models take --max-tokens, --temperature, --stop and --n.
+    --n.
     """
     from phi3_batch.app import carry_out
     from phi3_batch.models.wrap import wrap_pipeline

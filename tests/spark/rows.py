@@ -32,28 +32,30 @@ def complete(table: DataFrame, model: str, **options: Any) -> list[Row]:
     check_params(found, asked.generation)
     rows = with_request_ids(table, table.columns, asked.source.request_columns(found), "settings")
     generation = tuple(asked.generation.items())
-    loaded = _load(model, generation)
+    row_params = frozenset(asked.source.param_columns)
+    loaded = _load(model, generation, row_params)
     kept = table.columns if asked.keep is None else asked.keep
     work = with_requests(rows, table.schema, asked.source, loaded, kept)
-    udf = _udf(model, generation, work.is_greedy)
-    scorer = RowScorer(work, udf, TimeLimit(loaded), asked.keep_response)
+    udf = _udf(model, generation, row_params, work.is_greedy)
+    scorer = RowScorer(work, udf, TimeLimit(loaded), asked.keep_response, asked.answers)
     scored = scorer.score(scorer.number_copies(work.rows), tasks=2, blamed={})
     return scored.drop(COPY, ENGINE).collect()
 
 
 @cache
-def _load(model: str, generation: Generation) -> ScoringModel:
+def _load(model: str, generation: Generation, row_params: frozenset[str]) -> ScoringModel:
     """A model with the parameters of a job, which MLflow takes a while to load."""
     return load_model(
         find_model(model),
         dict(generation),
+        row_params=row_params,
         wrap_pipeline=wrap_pipeline,
         pilot_prompts=list,
     )
 
 
 @cache
-def _udf(model: str, generation: Generation, greedy: bool) -> ModelUdf:
+def _udf(model: str, generation: Generation, row_params: frozenset[str], greedy: bool) -> ModelUdf:
     spark = SparkSession.getActiveSession()
     assert spark is not None
-    return model_udf(spark, _load(model, generation), greedy=greedy)
+    return model_udf(spark, _load(model, generation, row_params), greedy=greedy)

@@ -230,7 +230,6 @@ def test_options_that_a_model_of_chats_cannot_follow(
     def said(*options: str) -> str:
         return fails_with(chats, *options, model=chat_uri)
 
-    assert "has no parameter 'top_p', it takes temperature, max_tokens" in said("--top-p", "0.5")
     assert said("--n", "0") == "n must be a whole number from 1 to 128"
     assert "--system needs --user-template" in said("--system", "Be brief.")
     assert "give one of them" in said("--column", "messages", "--user-template", "{country}")

@@ -11,7 +11,7 @@ from phi3_batch import contract
 from phi3_batch.errors import InvalidModelError
 from phi3_batch.models.chat import ChatModel
 from phi3_batch.models.prompt import PromptModel
-from phi3_batch.scoring.rows import requests, schema
+from phi3_batch.scoring.rows import answers, requests, schema
 from phi3_batch.scoring.rows.model import find_model
 
 
@@ -62,6 +62,7 @@ def test_a_process_tells_its_own_engine_and_no_child_of_it(
 
 def test_both_sides_have_the_columns_of_the_contract() -> None:
     assert tuple(schema.USAGE_RESULT.fieldNames()) == contract.USAGE_COLUMNS
-    assert tuple(requests.PARAM_TYPES) == contract.CHAT_PARAMS
+    assert tuple(answers.DETAILS.fieldNames()) == contract.DETAILS
+    assert tuple(requests.PARAM_TYPES) == (*contract.CHAT_PARAMS, *contract.MORE_CHAT_PARAMS)
     assert isinstance(PromptModel(), contract.PlannableModel)
     assert isinstance(ChatModel(), contract.PlannableModel)

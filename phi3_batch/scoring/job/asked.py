@@ -1,14 +1,18 @@
 """What was asked of a job, read and in range; nothing of it was looked up yet."""
 
 import csv
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from phi3_batch.contract import CHOICES
 from phi3_batch.errors import InvalidParameterError
 from phi3_batch.generation import GenerationParams, check_choices
+from phi3_batch.json_schema import read_schema
 from phi3_batch.options import GENERATION, JobOptions, RequestOptions, WriteMode
 from phi3_batch.scoring.delta.tables import Location
+from phi3_batch.scoring.rows.answers import NO_ANSWERS, AnswerColumns, answer_type
 from phi3_batch.scoring.rows.columns import split_names
 from phi3_batch.scoring.rows.source import Source
 from phi3_batch.scoring.rows.user_template import UserTemplate
@@ -25,6 +29,7 @@ class AskedRequests:
         keep: input columns to carry into the output; None carries all.
         keep_response: for a chat model, keep the whole completion object too.
         generation: generation parameters given by the user; the model's defaults for the others.
+        answers: columns of typed answers and probabilities that are wanted.
 
     Raises:
         InvalidParameterError: a parameter is out of range.
@@ -34,6 +39,7 @@ class AskedRequests:
     keep: tuple[str, ...] | None = None
     keep_response: bool = False
     generation: Mapping[str, Any] = field(default_factory=dict)
+    answers: AnswerColumns = NO_ANSWERS
 
     @classmethod
     def of_rows(cls, options: RequestOptions) -> "AskedRequests":
@@ -46,7 +52,7 @@ class AskedRequests:
         return AskedRequests(**_read_requests(options))
 
     def __post_init__(self) -> None:
-        _check_generation(self.generation)
+        _check_generation(self.generation, self.answers, self.source.param_columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,22 +113,47 @@ def _read_requests(options: RequestOptions) -> dict[str, Any]:
     template = options.user_template
     given = {name: getattr(options, name) for name in GENERATION}
     given["stop"] = tuple(given["stop"] or ()) or None
+    if options.choices is not None:
+        given["choices"] = _texts("--choices", options.choices, "a text")
+    if options.json_schema is not None:
+        given["json_schema"] = json.dumps(read_schema(options.json_schema), ensure_ascii=False)
+    given["logprobs"] = options.logprobs or options.token_logprobs or None
+    generation = {name: value for name, value in given.items() if value is not None}
+    param_columns = _param_columns(options.param or ())
     return {
         "source": Source(
             column=options.column,
             system=options.system,
             user_template=None if template is None else UserTemplate.parse(template),
-            param_columns=_param_columns(options.param or ()),
+            param_columns=param_columns,
         ),
         "keep": None if options.keep is None else _names("--keep", options.keep),
         "keep_response": options.keep_response,
-        "generation": {name: value for name, value in given.items() if value is not None},
+        "generation": generation,
+        "answers": AnswerColumns(
+            answer=answer_type(generation, param_columns),
+            probabilities=options.probabilities,
+            logprobs=options.logprobs,
+            token_logprobs=options.token_logprobs,
+        ),
     }
 
 
-def _check_generation(generation: Mapping[str, Any]) -> None:
+def _check_generation(
+    generation: Mapping[str, Any], answers: AnswerColumns, row_params: Container[str]
+) -> None:
     """Raise for a value out of range."""
-    GenerationParams(**{name: value for name, value in generation.items() if name != "n"})
+    params = GenerationParams(**{name: value for name, value in generation.items() if name != "n"})
+    by_rows = CHOICES in row_params
+    if by_rows and params.is_constrained:
+        raise InvalidParameterError("choices are taken from a column: give no others, nor a schema")
+    if "choices_by" in generation and not params.choices and not by_rows:
+        raise InvalidParameterError("--choices-by needs --choices")
+    are_compared = params.are_compared or (by_rows and params.choices_by == "likelihood")
+    if answers.probabilities and not are_compared:
+        raise InvalidParameterError(
+            "--probabilities are those of --choices that are compared, with --choices-by likelihood"
+        )
     if "n" in generation:
         check_choices(generation["n"])
 
@@ -141,15 +172,20 @@ def _check_incremental(options: ScoreOptions) -> None:
         )
 
 
-def _names(option: str, given: str | Sequence[str]) -> tuple[str, ...]:
-    """Names of columns, from a list of them or as the command line writes it."""
+def _texts(option: str, given: str | Sequence[str], one: str) -> tuple[str, ...]:
+    """Texts from a list of them, or as the command line writes it; each is one of these."""
     try:
-        names = split_names(given) if isinstance(given, str) else tuple(given)
+        return split_names(given) if isinstance(given, str) else tuple(given)
     except csv.Error as error:
         raise InvalidParameterError(
-            f"{option} {given} cannot be read ({error}); a name with a comma in it goes between"
+            f"{option} {given} cannot be read ({error}); {one} with a comma in it goes between"
             " backticks"
         ) from error
+
+
+def _names(option: str, given: str | Sequence[str]) -> tuple[str, ...]:
+    """Names of columns, from a list of them or as the command line writes it."""
+    names = _texts(option, given, "a name")
     if not all(name.strip() for name in names):
         raise InvalidParameterError(f"{option} {given} has no column's name beside a comma")
     if doubled := [name for name in names if names.count(name) > 1]:

@@ -61,7 +61,7 @@ def check_job(spark: SparkSession, options: ScoreOptions) -> CheckedJob:
     table = replace(table, rows=tables.without_limits(table.rows))
     found = find_model(options.model)
     check_requests(options, found, table.rows.schema, table.location.text)
-    added = schema.output_columns(keep_response=options.keep_response)
+    added = schema.output_columns(keep_response=options.keep_response, answers=options.answers)
     output = tables.open_output(spark, options.output)
     if output.path is not None and output.path == table.path:
         raise TableError(f"output {output.location.text} is the input: give another table")
@@ -132,7 +132,9 @@ def _settings(found: FoundModel, options: ScoreOptions, table: StructType) -> di
 
 
 def _in_words(name: str, value: Any) -> str:
-    if name == "stop":  # it may quote what completions are about
+    if name in ("json_schema", "regex"):  # they may quote what completions are about
+        return f"sha256 {hashlib.sha256(value.encode()).hexdigest()}"
+    if name in ("stop", "choices"):
         # no text is empty, so that a list which begins with NUL was never joined by it
         is_joined = not any("\0" in text for text in value)
         texts = "\0".join(value) if is_joined else f"\0{json.dumps(value)}"

@@ -74,7 +74,8 @@ class ChunkScorer:
         self._run_id = run_id
         udf = model_udf(spark, work.model, greedy=work.is_greedy)
         self._limit = TimeLimit(work.model)
-        self._rows = RowScorer(work, udf, self._limit, plan.options.keep_response)
+        options = plan.options
+        self._rows = RowScorer(work, udf, self._limit, options.keep_response, options.answers)
         self._crash_limit = CrashLimit(sum(chunk.requests for chunk in plan.chunks))
         self._seconds_per_request: float | None = None  # of a slot
 

@@ -310,6 +310,7 @@ def _load(job: CheckedJob, wrap_pipeline: Callable[[str], str]) -> ScoringModel:
     return load_model(
         job.model,
         job.options.generation,
+        row_params=job.options.source.param_columns,
         wrap_pipeline=wrap_pipeline,
         pilot_prompts=partial(job.options.source.pilot_prompts, job.input.rows),
     )

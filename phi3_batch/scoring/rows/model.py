@@ -5,7 +5,7 @@ input ``prompt`` will do, ours or somebody else's, and our own models of ``messa
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from enum import Enum
@@ -23,7 +23,10 @@ from phi3_batch import __version__
 from phi3_batch.contract import (
     CHAT_PARAMS,
     CHAT_TASK,
+    CHOICES,
     MESSAGES_INPUT,
+    MODEL_PARAMS,
+    MORE_CHAT_PARAMS,
     PROMPT_INPUT,
     STREAM,
     USAGE_PARAM,
@@ -69,6 +72,16 @@ class FoundModel:
         return signature is not None and MESSAGES_INPUT in signature.inputs.input_names()
 
     @property
+    def row_params(self) -> tuple[str, ...]:
+        """Parameters that a row of chats may give."""
+        if not self.takes_messages:
+            return ()
+        inputs = self.info.signature.inputs.input_names()
+        is_wrapped = self.is_plain_pipeline  # by a model of ours
+        more = [name for name in MORE_CHAT_PARAMS if is_wrapped or name in inputs]
+        return (*CHAT_PARAMS, *more)
+
+    @property
     def is_plain_pipeline(self) -> bool:
         """Whether MLflow's own transformers flavor would answer, which fails under Spark."""
         return _is_plain_pipeline(self.info)
@@ -87,6 +100,7 @@ class ScoringModel:
         params: generation parameters that hold for every row.
         defaults: what a row has that gives no parameter.
         plannable: what says how much a job will take; None for models that are not ours.
+        row_params: names of the parameters that rows have of their own.
     """
 
     uri: str
@@ -96,6 +110,7 @@ class ScoringModel:
     params: Mapping[str, Any]
     defaults: Mapping[str, Any]
     plannable: PlannableModel | None
+    row_params: frozenset[str] = frozenset()
 
     @property
     def takes_messages(self) -> bool:
@@ -109,7 +124,20 @@ class ScoringModel:
         Then equal requests have equal completions. A model that is not ours may do as it likes.
         """
         ours = self.kind not in (ModelKind.TEXT, ModelKind.ONE_BY_ONE)
-        return ours and self.params.get("temperature", self.defaults["temperature"]) == 0
+        temperature = self.params.get("temperature", self.defaults["temperature"])
+        return ours and (temperature == 0 or self.compares_choices)
+
+    @property
+    def compares_choices(self) -> bool:
+        """Whether the likeliest of some texts is the answer, and nothing is generated."""
+        by = self.params.get("choices_by", GenerationParams().choices_by)
+        has_choices = CHOICES in self.row_params or bool(self.params.get(CHOICES))
+        return has_choices and by == "likelihood"
+
+    @property
+    def has_details(self) -> bool:
+        """Whether it is asked for probabilities too."""
+        return self.compares_choices or bool(self.params.get("logprobs"))
 
     @property
     def counts_tokens(self) -> bool:
@@ -174,6 +202,7 @@ def load_model(
     found: FoundModel,
     options: Mapping[str, Any],
     *,
+    row_params: Iterable[str] = (),
     wrap_pipeline: Callable[[str], str],
     pilot_prompts: Callable[[], Sequence[str]],
 ) -> ScoringModel:
@@ -183,30 +212,52 @@ def load_model(
         found: from :func:`find_model`.
         options: the generation parameters that the user gave, which :func:`check_params` has seen;
             the model's own defaults for others.
+        row_params: names of those that rows have of their own.
         wrap_pipeline: makes a model that Spark can score of a plain pipeline, by its URI.
         pilot_prompts: gives two prompts of the table; called for models that are not ours, whose
             answers to them show how they take a batch.
 
     Raises:
         InvalidModelError: the model cannot be loaded, or does not answer every row.
+        InvalidParameterError: the model cannot follow a parameter.
     """
     served_uri = found.resolved_uri
     if found.is_plain_pipeline:
         served_uri = wrap_pipeline(served_uri)
     model = _load(found.uri, served_uri)
     kind = _find_kind(found, model, pilot_prompts, options)
+    plannable = _plannable(model)
+    if plannable is not None:
+        _check_params_together(found, plannable, options)
     config = model.model_config or {}
     defaults = asdict(GenerationParams()) | {"n": 1, STREAM: False} | dict(config)
-    defaults |= {spec.name: spec.default for spec in _param_specs(found)}
+    # null where the model's own holds
+    specs = [spec for spec in _param_specs(found) if spec.default is not None]
+    defaults |= {spec.name: spec.default for spec in specs}
     return ScoringModel(
         uri=found.uri,
         resolved_uri=found.resolved_uri,
         served_uri=served_uri,
         kind=kind,
         params=options,
-        defaults={name: defaults[name] for name in (*CHAT_PARAMS, STREAM)},
-        plannable=_plannable(model),
+        defaults={name: defaults[name] for name in (*(found.row_params or CHAT_PARAMS), STREAM)},
+        plannable=plannable,
+        row_params=frozenset(row_params),
     )
+
+
+def _check_params_together(
+    found: FoundModel, model: PlannableModel, options: Mapping[str, Any]
+) -> None:
+    """See that a model can follow what it takes: a schema may say what it cannot.
+
+    Raises:
+        InvalidParameterError: it cannot.
+    """
+    known = MODEL_PARAMS if found.is_plain_pipeline else [spec.name for spec in _param_specs(found)]
+    params = {name: value for name, value in options.items() if name in known}
+    column = MESSAGES_INPUT if found.takes_messages else PROMPT_INPUT
+    model.examine(pd.DataFrame({column: []}), mlflow_params(params))
 
 
 def _plannable(model: PyFuncModel) -> PlannableModel | None:
@@ -219,9 +270,10 @@ def _plannable(model: PyFuncModel) -> PlannableModel | None:
 
 def _known_params(found: FoundModel) -> list[str]:
     """Names of the generation parameters that a job may set."""
-    if found.takes_messages:
-        return list(CHAT_PARAMS)
-    return [spec.name for spec in _param_specs(found) if spec.name != USAGE_PARAM]
+    if found.is_plain_pipeline:  # which is wrapped by a model of ours
+        return [*CHAT_PARAMS, *MODEL_PARAMS]
+    of_chats = CHAT_PARAMS if found.takes_messages else ()
+    return [*of_chats, *(spec.name for spec in _param_specs(found) if spec.name != USAGE_PARAM)]
 
 
 def _param_specs(found: FoundModel) -> list[ParamSpec]:

@@ -12,14 +12,22 @@ from pyspark.sql import Column
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, DataType, MapType, StringType, StructField, StructType
 
-from phi3_batch.contract import MESSAGES_INPUT, PROMPT_INPUT, STREAM
+from phi3_batch.contract import CHOICES, MESSAGES_INPUT, PROMPT_INPUT, STREAM
 from phi3_batch.errors import RowErrorCode
 from phi3_batch.generation import MOST_STOP_CHARACTERS, MOST_STOP_STRINGS, TOO_MUCH_STOP
 from phi3_batch.scoring.compat import is_valid_utf8
 from phi3_batch.scoring.rows.columns import find_field
 
 # What Spark calls the types of the parameters that a chat may have for itself.
-PARAM_TYPES = {"temperature": "double", "max_tokens": "long", "stop": "array<string>", "n": "long"}
+PARAM_TYPES = {
+    "temperature": "double",
+    "max_tokens": "long",
+    "stop": "array<string>",
+    "n": "long",
+    "choices": "array<string>",
+    "repetition_penalty": "double",
+    "min_tokens": "long",
+}
 
 # What a chat is made of; a message may have more fields, which no model is sent.
 TURNS_TYPE = ArrayType(
@@ -110,7 +118,7 @@ def chat_requests(
 
     Args:
         messages: array of structs, or of maps, with role and content.
-        params: columns for some of CHAT_PARAMS and ``stream``.
+        params: columns for some of CHAT_PARAMS, MORE_CHAT_PARAMS and ``stream``.
         defaults: what null means in each of these columns; MLflow takes no null.
         most_bytes: of all contents, white space aside, that the model may have room for.
     """
@@ -136,9 +144,16 @@ def chat_requests(
             "is not valid UTF-8",
         ),
     ]
-    if "temperature" in params:
-        not_a_number = F.isnan(params["temperature"].cast("double"))
-        refusals.append(_refuse_parameter(not_a_number, "temperature is not a number"))
+    for name in ("temperature", "repetition_penalty"):
+        if name in params:
+            not_a_number = F.isnan(params[name].cast("double"))
+            refusals.append(_refuse_parameter(not_a_number, f"{name} is not a number"))
+    if CHOICES in params:
+        texts = params[CHOICES]
+        none = F.coalesce(F.size(texts) < 1, F.lit(True))
+        refusals.append(_refuse_parameter(texts.isNull() | none, "there are no choices"))
+        bad_choice = F.exists(texts, lambda text: text.isNull() | ~is_valid_utf8(text))
+        refusals.append(_refuse_parameter(bad_choice, "choices has a null or invalid UTF-8 in it"))
     if "stop" in params:
         bad_stop = F.exists(params["stop"], lambda text: text.isNull() | ~is_valid_utf8(text))
         refusals.append(_refuse_parameter(bad_stop, "stop has a null or invalid UTF-8 in it"))

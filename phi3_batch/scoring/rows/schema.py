@@ -13,6 +13,7 @@ from pyspark.sql.types import (
 
 from phi3_batch.contract import COUNTS, ERROR_OBJECT, REASON_SEPARATOR
 from phi3_batch.errors import RowErrorCode
+from phi3_batch.scoring.rows.answers import DETAILS, NO_ANSWERS, AnswerColumns
 from phi3_batch.scoring.rows.columns import find_field
 
 _ERROR = StructType([StructField("code", StringType()), StructField("message", StringType())])
@@ -83,17 +84,17 @@ REQUEST_ID, FINGERPRINT = "request_id", "fingerprint"
 ALWAYS_THERE = frozenset({REQUEST_ID, "model", "run_id", FINGERPRINT, "scored_at"})
 
 
-def answer_columns(*, keep_response: bool) -> StructType:
+def answer_columns(*, keep_response: bool, answers: AnswerColumns = NO_ANSWERS) -> StructType:
     """What comes of a row by its request alone."""
     response = [StructField(RESPONSE, CHAT_COMPLETION)] if keep_response else []
-    return StructType([*USAGE_RESULT, *response])
+    return StructType([*USAGE_RESULT, *answers.fields(), *response])
 
 
-def output_columns(*, keep_response: bool) -> StructType:
+def output_columns(*, keep_response: bool, answers: AnswerColumns = NO_ANSWERS) -> StructType:
     """What is written for each row, behind the columns it came with."""
     return StructType(
         [
-            *answer_columns(keep_response=keep_response),
+            *answer_columns(keep_response=keep_response, answers=answers),
             StructField(REQUEST_ID, StringType()),
             StructField("model", StringType()),
             StructField("run_id", StringType()),
@@ -121,15 +122,24 @@ def _type(field: StructField) -> str:
     return field.dataType.simpleString()  # which leaves out what may be null: Delta does too
 
 
-def columns_from_usage(result: Column) -> dict[str, Column]:
+def with_details(result: StructType) -> StructType:
+    """What a model returns where it tells probabilities too."""
+    return StructType([*result, *DETAILS])
+
+
+def columns_from_usage(result: Column, *, has_details: bool) -> dict[str, Column]:
     """Result columns from what a model with usage returned."""
     failed = result["error"]["code"] != ""
     counts = {name: result[name] for name in COUNTS}
-    answer = {"completion": result["completion"], "finish_reason": result["finish_reason"]}
+    answer = {
+        "completion": result["completion"],
+        "finish_reason": result["finish_reason"],
+        **_details(result, has_details),
+    }
     return _unless_failed(failed, result["error"], counts, answer)
 
 
-def columns_from_chat(result: Column) -> dict[str, Column]:
+def columns_from_chat(result: Column, *, has_details: bool) -> dict[str, Column]:
     """Result columns from a chat completion; its first choice is the completion."""
     failed = result["object"] == ERROR_OBJECT
     choice = result["choices"][0]
@@ -138,13 +148,20 @@ def columns_from_chat(result: Column) -> dict[str, Column]:
     answer = {
         "completion": choice["message"]["content"],
         "finish_reason": choice["finish_reason"],
-        RESPONSE: result,
+        RESPONSE: result.dropFields(*DETAILS.names) if has_details else result,
+        **_details(result, has_details),
     }
     return _unless_failed(failed, error_struct(code, message), counts, answer)
 
 
-def failed_chat(error: Column) -> Column:
+def _details(result: Column, has_details: bool) -> dict[str, Column]:
+    return {name: result[name] for name in DETAILS.names} if has_details else {}
+
+
+def failed_chat(error: Column, *, has_details: bool) -> Column:
     """What a chat model returns for a row with this error, a struct of code and message."""
+    kind = with_details(CHAT_COMPLETION) if has_details else CHAT_COMPLETION
+    nothing = [F.array().cast(field.dataType) for field in DETAILS] if has_details else []
     no_name = F.lit(None).cast("string")
     message = F.struct(F.lit("").alias("content"), no_name.alias("name"), F.lit("assistant"))
     reason = F.concat_ws(REASON_SEPARATOR, error["code"], error["message"])
@@ -156,7 +173,8 @@ def failed_chat(error: Column) -> Column:
         F.lit(""),
         F.array(F.struct(reason, zero, message)),
         F.struct(zero, zero, zero),
-    ).cast(CHAT_COMPLETION)
+        *nothing,
+    ).cast(kind)
 
 
 def columns_from_text(text: Column) -> dict[str, Column]:
@@ -194,5 +212,5 @@ def _unless_failed(
 
 
 def _nulls() -> dict[str, Column]:
-    fields = [*USAGE_RESULT, StructField(RESPONSE, CHAT_COMPLETION)]
+    fields = [*USAGE_RESULT, StructField(RESPONSE, CHAT_COMPLETION), *DETAILS]
     return {field.name: F.lit(None).cast(field.dataType) for field in fields}

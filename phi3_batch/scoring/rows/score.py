@@ -8,6 +8,7 @@ from pyspark.sql import functions as F
 
 from phi3_batch.errors import RowErrorCode
 from phi3_batch.scoring.rows import identity, schema
+from phi3_batch.scoring.rows.answers import NO_ANSWERS, AnswerColumns
 from phi3_batch.scoring.rows.columns import OURS, named
 from phi3_batch.scoring.rows.requests import refuse
 from phi3_batch.scoring.rows.time_limit import TimeLimit
@@ -33,12 +34,14 @@ class RowScorer:
         udf: of the model.
         limit: how long rows may take.
         keep_response: whether the chat completion is kept as it is too.
+        answers: columns of typed answers and probabilities that are wanted.
     """
 
     work: Work
     udf: ModelUdf
     limit: TimeLimit
     keep_response: bool = False
+    answers: AnswerColumns = NO_ANSWERS
 
     def score(self, rows: DataFrame, tasks: int, blamed: Blamed) -> DataFrame:
         """What comes of rows.
@@ -121,5 +124,8 @@ class RowScorer:
 
     def _added(self, columns: Mapping[str, Column]) -> list[Column]:
         # a response that is not kept must not meet an input column of that name
-        added = schema.output_columns(keep_response=self.keep_response).fieldNames()
+        added = schema.output_columns(
+            keep_response=self.keep_response, answers=self.answers
+        ).fieldNames()
+        columns = {**columns, **self.answers.columns(columns)}
         return [columns[name].alias(name) for name in added if name in columns]

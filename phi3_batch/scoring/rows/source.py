@@ -84,7 +84,7 @@ class Source:
             InvalidParameterError: an option has no meaning for this model.
         """
         if model.takes_messages:
-            self._check_chats(table, where)
+            self._check_chats(model, table, where)
             return
         for option, given in (
             ("--system", self.system),
@@ -116,7 +116,7 @@ class Source:
             return prompt_requests(prompt.cast("string"), most_bytes=most_bytes)
         defaults = {**model.defaults, **model.params}
         defaults["stop"] = F.array(*map(hide, defaults["stop"])).cast(PARAM_TYPES["stop"])
-        params = {name: literal(defaults[name]) for name in model.params}
+        params = {name: literal(defaults[name]) for name in model.params if name in CHAT_PARAMS}
         params |= {name: typed(table, column)[0] for name, column in self.param_columns.items()}
         if self.user_template is None:
             messages = turns_of(*typed(table, self.column or MESSAGES_INPUT))
@@ -146,8 +146,13 @@ class Source:
             )
         return found.dataType
 
-    def _check_chats(self, table: StructType, where: str) -> None:
+    def _check_chats(self, model: FoundModel, table: StructType, where: str) -> None:
         for name, column in self.param_columns.items():
+            if name not in model.row_params:
+                raise InvalidParameterError(
+                    f"a chat has no parameter {name!r} of its own for {model.uri}, but"
+                    f" {', '.join(model.row_params)}"
+                )
             _check_param_column(table, where, name, column)
         if self.user_template:
             if self.column:
@@ -204,10 +209,6 @@ def _are_parts(found: DataType) -> bool:
 
 
 def _check_param_column(table: StructType, where: str, name: str, column: str) -> None:
-    if name not in CHAT_PARAMS:
-        raise InvalidParameterError(
-            f"a chat has no parameter {name!r} of its own, but {', '.join(CHAT_PARAMS)}"
-        )
     found = find_field(table, column)
     if found is None:
         raise TableError(

@@ -3,6 +3,7 @@
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import mlflow
@@ -15,6 +16,8 @@ from pyspark.sql.types import StringType, StructField, StructType
 
 from phi3_batch import contract
 from phi3_batch.contract import (
+    CHAT_PARAMS,
+    CHOICES,
     ENGINE_VARIABLE,
     MESSAGES_INPUT,
     TIME_LIMITS_VARIABLE,
@@ -30,7 +33,7 @@ from phi3_batch.scoring.rows.model import (
     mlflow_params,
     quiet_about_local_environment,
 )
-from phi3_batch.scoring.rows.requests import chat_requests
+from phi3_batch.scoring.rows.requests import chat_requests, literal
 from phi3_batch.scoring.rows.worker import ENGINE, TEXT
 from phi3_batch.scratch import temporary_files_here
 
@@ -45,13 +48,12 @@ for module in (contract, worker):
 _TEXT_RESULT = StructType([StructField(TEXT, StringType())])
 _ENGINE = StructField(ENGINE, StringType())
 
-_RESULT_TYPES: dict[ModelKind, StructType | str] = {
-    ModelKind.CHAT: schema.CHAT_COMPLETION,
-    ModelKind.USAGE: schema.USAGE_RESULT,
-}
-_READERS: dict[ModelKind, Callable[[Column], dict[str, Column]]] = {
+_RESULT_TYPES = {ModelKind.CHAT: schema.CHAT_COMPLETION, ModelKind.USAGE: schema.USAGE_RESULT}
+_OF_STRUCTS = {
     ModelKind.CHAT: schema.columns_from_chat,
     ModelKind.USAGE: schema.columns_from_usage,
+}
+_READERS: dict[ModelKind, Callable[[Column], dict[str, Column]]] = {
     ModelKind.BARE: lambda result: schema.columns_from_bare_text(result[TEXT]),
     ModelKind.TEXT: lambda result: schema.columns_from_text(result[TEXT]),
     ModelKind.ONE_BY_ONE: lambda result: schema.columns_from_text(result[TEXT]),
@@ -94,7 +96,10 @@ def model_udf(spark: SparkSession, model: ScoringModel, *, greedy: bool) -> Mode
         regroup = worker.one_by_one
     udf, fields = _mlflow_udf(spark, model, _WORKER_ENV)
     ask = _in_workers(spark, udf, regroup, [*fields, _ENGINE])
-    return ModelUdf(ask, _READERS[model.kind])
+    read = _READERS.get(model.kind)
+    if read is None:
+        read = partial(_OF_STRUCTS[model.kind], has_details=model.has_details)
+    return ModelUdf(ask, read)
 
 
 def chat_udf(spark: SparkSession, model: ScoringModel) -> Callable[..., Column]:
@@ -118,16 +123,19 @@ def chat_udf(spark: SparkSession, model: ScoringModel) -> Callable[..., Column]:
             params: temperature, max_tokens, stop, n and stream: a column, a column's name, or a
                 value that holds for every row. Null means the model's default.
         """
-        unknown = [name for name in params if name not in model.defaults]
+        # a column of choices would make another type of the result
+        known = [name for name in model.defaults if name != CHOICES]
+        unknown = [name for name in params if name not in known]
         if unknown:
-            raise InvalidParameterError(
-                f"a chat has no {unknown[0]!r}, but {', '.join(model.defaults)}"
-            )
-        columns = {name: _column(value) for name, value in params.items()}
+            raise InvalidParameterError(f"a chat has no {unknown[0]!r}, but {', '.join(known)}")
+        of_all = {name: value for name, value in model.params.items() if name in CHAT_PARAMS}
+        columns = {name: literal(value) for name, value in of_all.items()}
+        columns |= {name: _column(value) for name, value in params.items()}
         asked = chat_requests(
             _column(messages), columns, model.defaults, most_bytes=model.most_bytes
         )
-        is_sound, failure = asked.refusal.isNull(), schema.failed_chat(asked.refusal)
+        is_sound = asked.refusal.isNull()
+        failure = schema.failed_chat(asked.refusal, has_details=model.has_details)
         # Spark runs a UDF for every row, whatever stands around it: a null is not asked
         return F.when(is_sound, udf(F.when(is_sound, asked.struct()))).otherwise(failure)
 
@@ -138,20 +146,26 @@ def _mlflow_udf(
     spark: SparkSession, model: ScoringModel, environment: Mapping[str, str]
 ) -> tuple[worker.Answer, Sequence[StructField]]:
     """What MLflow's UDF does in a worker, and the fields of what it gives."""
-    params = dict(model.params)
+    # a row of chats has some of them among its inputs
+    of_rows = CHAT_PARAMS if model.takes_messages else ()
+    params = {name: value for name, value in model.params.items() if name not in of_rows}
     if model.kind is ModelKind.USAGE:
         params[USAGE_PARAM] = True
     if choice := os.environ.get(ENGINE_VARIABLE):  # the driver's holds for its workers
         environment = {**environment, ENGINE_VARIABLE: choice}
+    result_type: StructType | str = "string"
+    if model.kind in _RESULT_TYPES:
+        result_type = _RESULT_TYPES[model.kind]
+        if model.has_details:
+            result_type = schema.with_details(result_type)
     try:
         with quiet_about_local_environment(), temporary_files_here():
             udf = mlflow.pyfunc.spark_udf(
                 spark,
                 model.served_uri,
-                result_type=_RESULT_TYPES.get(model.kind, "string"),
+                result_type=result_type,
                 env_manager="local",
-                # a chat has its parameters among its inputs
-                params=None if model.takes_messages else mlflow_params(params),
+                params=mlflow_params(params),
                 extra_env=dict(environment),
             )
     except ConnectionError:  # to a JVM that has died; an OSError too
@@ -162,8 +176,8 @@ def _mlflow_udf(
             f" ({error.strerror or type(error).__name__}): TMPDIR names another place"
         ) from error
     made: Any = udf
-    result_type = made.__wrapped__.returnType
-    fields = result_type if isinstance(result_type, StructType) else _TEXT_RESULT
+    returned = made.__wrapped__.returnType
+    fields = returned if isinstance(returned, StructType) else _TEXT_RESULT
     return made.__wrapped__.func, fields.fields
 
 

@@ -44,12 +44,15 @@ class Work:
     def greedy(self) -> Column:
         """Whether a row is decoded greedily, so that equal requests have equal completions."""
         temperature = self.requests.inputs.get("temperature")  # where a job or its rows have one
+        if self.model.compares_choices:
+            return F.lit(True)
         return F.lit(self.model.greedy) if temperature is None else temperature == 0
 
     @property
     def is_greedy(self) -> bool:
         """Whether all rows are decoded greedily."""
-        return self.model.greedy and "temperature" not in self.requests.inputs
+        by_rows = "temperature" in self.requests.inputs
+        return self.model.compares_choices or (self.model.greedy and not by_rows)
 
     @property
     def allowed_s(self) -> Column:
