@@ -29,15 +29,20 @@ CHAT_PARAMS = ("temperature", "max_tokens", "stop", "n")
 STREAM = "stream"
 # And what it may give to models that have params too: not in the signature of the bare form.
 CHOICES = "choices"
+# Of texts and numbers: a JSON object as text, for MLflow has no type for it.
+LOGIT_BIAS = "logit_bias"
 MORE_CHAT_PARAMS = (CHOICES, "repetition_penalty", "min_tokens")
 
 # Whether the likeliest of some texts is the answer, or the one that is generated.
 ChoicesBy = Literal["likelihood", "generate"]
 
+# A param of the chat models that says of a schema as OpenAI's clients do.
+RESPONSE_FORMAT = "response_format"
+
 # Params of the chat models, beside what a row may give; the prompt model has them too. They shape
 # an answer, or say how it is chosen.
 MODEL_PARAMS = (
-    *("top_p", "top_k", "seed", "repetition_penalty", "min_tokens"),
+    *("top_p", "top_k", "seed", "repetition_penalty", "min_tokens", "logit_bias"),
     *("choices", "choices_by", "json_schema", "regex", "logprobs"),
 )
 
@@ -46,8 +51,9 @@ MODEL_PARAMS = (
 USAGE_PARAM = "usage"
 COUNTS = ("prompt_tokens", "completion_tokens", "total_tokens")
 USAGE_COLUMNS = ("completion", "finish_reason", *COUNTS, "error")
-# What stands beside these, or in a chat completion, where log-probabilities are asked for or
-# choices are compared: of each token, and of each choice. Both are lists, empty for an error.
+# What stands beside these where log-probabilities are asked for or choices are compared: of each
+# token, and of each choice. Both are lists, empty for an error. A chat completion has the second,
+# and the first with each of its choices, as OpenAI's API has it: logprobs.content[].logprob.
 DETAILS = LOGPROBS, PROBABILITIES = "logprobs", "probabilities"
 
 # Of a chat completion: its object, and that of a row which could not be answered.

@@ -22,6 +22,8 @@ FinishReason = Literal["stop", "length"]
 
 # Of an answer that is one of some texts: each of them is read for every row.
 MOST_ANSWERS = 10_000
+# As by OpenAI's API, where -100 all but bans a token and 100 all but makes it the only one.
+LARGEST_BIAS, MOST_BIASES = 100, 300
 
 # As many as OpenAI's API takes: a row that asks for a million would hold up all others.
 MOST_CHOICES = 128
@@ -81,6 +83,8 @@ class GenerationParams:
             in https://arxiv.org/abs/1909.05858 and in transformers; above 0.
         min_tokens: no end token is taken before so many tokens, as by transformers' min_new_tokens;
             where there is a constraint, it alone says when an answer ends.
+        logit_bias: texts, each a token of the model, and what is added to its logit, from -100 to
+            100; 300 at most, as by OpenAI's API.
         choices: texts of which the completion is one; 10,000 at most.
         choices_by: whether the likeliest of them is taken, or the one that is generated.
         json_schema: a JSON schema, as text, that the completion follows.
@@ -99,6 +103,7 @@ class GenerationParams:
     seed: int = 0
     repetition_penalty: float = 1.0
     min_tokens: int = 0
+    logit_bias: tuple[tuple[str, float], ...] = ()
     choices: tuple[str, ...] = ()
     choices_by: ChoicesBy = "likelihood"
     json_schema: str = ""
@@ -133,7 +138,21 @@ class GenerationParams:
                 f"repetition_penalty must be above 0 (1 is none), not {self.repetition_penalty}"
             )
         _require_int("min_tokens", self.min_tokens, 0, self.max_tokens)
+        self._check_bias()
         self._check_answers()
+
+    def _check_bias(self) -> None:
+        """Raise for biases that there cannot be."""
+        if len(self.logit_bias) > MOST_BIASES:
+            raise InvalidParameterError(f"logit_bias may have {MOST_BIASES} texts at most")
+        for text, bias in self.logit_bias:
+            if not isinstance(text, str) or not text:
+                raise InvalidParameterError("logit_bias has a text that is empty or no string")
+            _require_number("logit_bias", bias)
+            if abs(bias) > LARGEST_BIAS:
+                raise InvalidParameterError(
+                    f"logit_bias must be from -{LARGEST_BIAS} to {LARGEST_BIAS}, not {bias}"
+                )
 
     def _check_answers(self) -> None:
         """Raise for what an answer cannot be asked to be."""
@@ -170,7 +189,11 @@ class GenerationParams:
     def needs_logits(self) -> bool:
         """Whether a token is chosen by all logits, as this package knows to, not each runtime."""
         return bool(
-            self.is_constrained or self.repetition_penalty != 1 or self.min_tokens or self.logprobs
+            self.is_constrained
+            or self.repetition_penalty != 1
+            or self.min_tokens
+            or self.logit_bias
+            or self.logprobs
         )
 
     @property

@@ -82,6 +82,16 @@ class RequestOptions:
         metavar="X",
     )
     min_tokens: int | None = _option("Minimum number of tokens to generate.", metavar="N")
+    logit_bias: Mapping[str, float] | Sequence[str] | None = field(
+        default=None,
+        metadata={
+            "help": Help(
+                "Add this to the logit of a token, from -100 to 100; repeatable.",
+                metavar="TOKEN=X",
+                cli_type=list[str] | None,
+            )
+        },
+    )
     choices: str | Sequence[str] | None = _option(
         "Answer with one of these texts.", metavar="A,B,…", cli_type=str | None
     )
@@ -196,6 +206,7 @@ _WORDS = {
     Sequence[str]: "a list of strings",
     Mapping[str, str]: "a mapping of strings",
     Mapping[str, Any]: "a schema",
+    Mapping[str, float]: "a mapping of numbers",
     type: "a dataclass or a model of pydantic",
     ChoicesBy: "likelihood or generate",
 }
@@ -206,6 +217,8 @@ def _fits(value: object, kind: Any) -> bool:
         return value in get_args(kind)
     if kind == Mapping[str, Any]:
         return isinstance(value, Mapping)
+    if kind == Mapping[str, float]:
+        return isinstance(value, Mapping) and all(_fits(each, float) for each in value.values())
     if kind == Mapping[str, str]:
         return isinstance(value, Mapping) and _fits([*value, *value.values()], Sequence[str])
     if kind == Sequence[str]:
@@ -222,6 +235,6 @@ def _fits(value: object, kind: Any) -> bool:
 # Those that go to the model as they are.
 GENERATION = (
     *("max_tokens", "temperature", "top_p", "top_k", "stop", "seed", "n"),
-    *("repetition_penalty", "min_tokens", "choices", "choices_by", "json_schema", "regex"),
-    "logprobs",
+    *("repetition_penalty", "min_tokens", "logit_bias"),
+    *("choices", "choices_by", "json_schema", "regex", "logprobs"),
 )

@@ -1,7 +1,7 @@
 """The tokens of one completion, chosen one after another: what every engine does with logits.
 
 What shapes the choice is applied in the order of transformers' logits processors: repetition
-penalty, minimum length, constraint, then temperature, top_k and top_p.
+penalty, bias, minimum length or constraint, then temperature, top_k and top_p.
 https://github.com/huggingface/transformers/blob/main/src/transformers/generation/logits_process.py
 """
 
@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from phi3_batch.engines.base import CompletionBuilder
 from phi3_batch.engines.sampling import choose_token, log_softmax
-from phi3_batch.errors import RowErrorCode
-from phi3_batch.generation import Completion, Request
+from phi3_batch.errors import InvalidParameterError, RowErrorCode
+from phi3_batch.generation import Completion, GenerationParams, Request
 from phi3_batch.model_files import Limits
 from phi3_batch.text import AnswerConstraint, Constraint, Constraints, Tokenizer
 
@@ -57,6 +57,21 @@ class TokenRules:
         return TokenChooser(self, request)
 
 
+def find_bias(tokenizer: Tokenizer, params: GenerationParams) -> dict[int, float]:
+    """What is added to the logits of which tokens.
+
+    Raises:
+        InvalidParameterError: a text is no token of the model.
+    """
+    found: dict[int, float] = {}
+    for number, (text, bias) in enumerate(params.logit_bias, start=1):
+        token_ids = tokenizer.single_tokens(text)
+        if not token_ids:
+            raise InvalidParameterError(f"text {number} of logit_bias is no token of the model")
+        found |= dict.fromkeys(token_ids, bias)
+    return found
+
+
 class TokenChooser:
     """Chooses the tokens of one completion.
 
@@ -76,6 +91,8 @@ class TokenChooser:
         self._log_probabilities: list[float] = []
         self._constraints = rules.constraints
         self._constraint: AnswerConstraint | None = None
+        self._tokenizer = rules.tokenizer
+        self._bias: dict[int, float] = {}
         # tokens of prompt and completion, where they are to be told from others
         self._seen = set(request.prompt_ids) if params.repetition_penalty != 1 else None
         self.needs_logits = (
@@ -83,15 +100,18 @@ class TokenChooser:
             or params.is_constrained
             or self._seen is not None
             or params.min_tokens > 0
+            or bool(params.logit_bias)
         )
 
     def begin(self) -> list[int] | None:
         """The tokens that the completion has to begin with; None where it is over with them.
 
         Raises:
-            InvalidParameterError: its constraint cannot be followed.
+            InvalidParameterError: its constraint cannot be followed, or a text of logit_bias is no
+                token of the model.
         """
         params = self._params
+        self._bias = find_bias(self._tokenizer, params)
         if params.is_constrained:
             self._constraint = self._constraints.begin(Constraint.of(params))
         return self._take_forced()
@@ -140,6 +160,10 @@ class TokenChooser:
             logits[seen] = np.where(
                 logits[seen] < 0, logits[seen] * penalty, logits[seen] / penalty
             )
+        if self._bias:
+            logits = logits.copy()
+            for token_id, bias in self._bias.items():
+                logits[token_id] += np.float32(bias)
         if self._constraint is not None:
             return np.where(self._constraint.allowed(len(logits)), logits, np.float32(-np.inf))
         if self._count < self._params.min_tokens:

@@ -11,18 +11,27 @@ from typing import Any
 import pandas as pd
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
-from phi3_batch.contract import CHOICES, COMPLETION_OBJECT, ERROR_OBJECT, error_reason
+from phi3_batch.contract import (
+    CHOICES,
+    COMPLETION_OBJECT,
+    ERROR_OBJECT,
+    LOGPROBS,
+    PROBABILITIES,
+    RESPONSE_FORMAT,
+    error_reason,
+)
 from phi3_batch.engines.choices import answer
 from phi3_batch.errors import RowErrorCode
 from phi3_batch.generation import Completion, GenerationParams, Request, RowError, Usage
 from phi3_batch.model_files import ModelFolder
 from phi3_batch.model_files.folder import CheckedFolder
-from phi3_batch.models.chats import Chat, parse_chat, parse_params
-from phi3_batch.models.details import details
+from phi3_batch.models.chats import Chat, parse_chat, parse_params, schema_of
+from phi3_batch.models.details import choice_logprobs, probabilities
 from phi3_batch.models.examine import examine_rows, most_bytes
 from phi3_batch.models.seeds import with_own_seeds
+from phi3_batch.models.shape import check_shape
 from phi3_batch.models.weights import MODEL_ARTIFACT, LoggedWeights
-from phi3_batch.text import Constraint, RefusedChatError, find_length_error
+from phi3_batch.text import RefusedChatError, find_length_error
 
 # Beside the generation parameters in MLflow's model_config: what completions call the model.
 MODEL_NAME_CONFIG = "model"
@@ -79,10 +88,9 @@ class ChatModel(PythonModel):
 
         Returns:
             A chat completion for each row: ``id``, ``object``, ``created`` (seconds since 1970),
-            ``model``, ``choices`` and ``usage``; with ``logprobs``, or where ``choices`` are
-            compared or may be, also ``logprobs``, those of the first choice's tokens, and
-            ``probabilities``, a list of a dict of choice and probability for each text of
-            ``choices``. A row that
+            ``model``, ``choices`` and ``usage``; with ``logprobs``, or where texts of ``choices``
+            are compared or may be, also ``probabilities``, a list of a dict of choice and
+            probability for each text, and in each choice ``logprobs``. A row that
             could not be answered has the object ``error`` and one choice without content, whose
             finish_reason is the error code and message, as in ``invalid_messages: message 2 has no
             content``.
@@ -114,11 +122,8 @@ class ChatModel(PythonModel):
             for kind, choices, usage in answers
         ]
         if defaults.has_details or any(CHOICES in row for row in _rows(model_input)):
-            first = [group[0] if group else Completion() for group in answered]
-            choices = [group[0].params.choices if group else () for _, group in rows]
-            for name, values in details(first, choices).items():
-                for completion, value in zip(made, values, strict=True):
-                    completion[name] = value
+            for completion, (chat, _), group in zip(made, rows, answered, strict=True):
+                self._add_details(completion, chat, group)
         return made
 
     def examine(self, model_input: Any, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
@@ -146,17 +151,31 @@ class ChatModel(PythonModel):
             self._folder.limits,
         )
 
+    def _add_details(
+        self, completion: dict[str, Any], chat: Chat | RowError, answers: Sequence[Completion]
+    ) -> None:
+        """Add to a chat completion how sure the model is."""
+        failed = completion["object"] == ERROR_OBJECT or isinstance(chat, RowError)
+        for index, choice in enumerate(completion["choices"]):
+            # greedy choices are equal, and were asked for once
+            answer = Completion() if failed else answers[min(index, len(answers) - 1)]
+            choice[LOGPROBS] = choice_logprobs(answer, self._folder.tokenizer)
+        compared = not failed and isinstance(chat, Chat)
+        texts = chat.params.choices if compared and isinstance(chat, Chat) else ()
+        completion[PROBABILITIES] = probabilities(answers[0], texts) if compared else []
+
     def _params(self, given: Mapping[str, Any] | None) -> GenerationParams:
         """What holds for rows that do not say otherwise."""
         # a list has no null in MLflow's schemas
         wanted = {
-            name: list(value) if name == "choices" else value
+            name: list(value) if name == CHOICES else value
             for name, value in (given or {}).items()
-            if value is not None and not (name == "choices" and len(value) == 0)
+            if value is not None and not (name == CHOICES and len(value) == 0)
         }
+        if schema := schema_of(wanted.pop(RESPONSE_FORMAT, None)):
+            wanted["json_schema"] = schema
         params = parse_params(wanted, self._defaults)
-        if params.is_constrained:
-            Constraint.of(params).check()
+        check_shape(params, self._folder.tokenizer)
         return params
 
     def _parse(

@@ -1,11 +1,13 @@
 """One row of a chat model: from what the caller gave to messages and parameters."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 
+from phi3_batch.contract import LOGIT_BIAS
 from phi3_batch.errors import InvalidParameterError, RowErrorCode
 from phi3_batch.generation import GenerationParams, Request, RowError, check_choices
 from phi3_batch.text import ROLES, Message, find_character_error, is_null
@@ -72,12 +74,53 @@ def parse_params(options: Mapping[str, Any], defaults: GenerationParams) -> Gene
             raise InvalidParameterError(
                 f"there is no generation parameter {name!r}, but {', '.join(_GENERATION_FIELDS)}"
             )
-        if name in ("stop", "choices"):
+        if name == LOGIT_BIAS:
+            values[name] = parse_bias(value)
+        elif name in ("stop", "choices"):
             values[name] = tuple(value) if isinstance(value, list | tuple) else value
         else:
             is_real = name in ("temperature", "top_p", "repetition_penalty")
             values[name] = value if is_real else _whole(value)
     return replace(defaults, **values)
+
+
+def parse_bias(value: Any) -> tuple[tuple[str, float], ...]:
+    """The ``logit_bias`` of a JSON object, as text or as it is, or of a list of pairs.
+
+    Raises:
+        InvalidParameterError: it is none of these.
+    """
+    try:
+        given = json.loads(value) if isinstance(value, str) and value else value or {}
+        return tuple((text, bias) for text, bias in (dict(given)).items())
+    except (ValueError, TypeError):
+        raise InvalidParameterError(
+            "logit_bias must be a JSON object of texts and numbers"
+        ) from None
+
+
+def schema_of(response_format: Any) -> str:
+    """The JSON schema of OpenAI's ``response_format``; empty where any text will do.
+
+    https://platform.openai.com/docs/guides/structured-outputs
+
+    Raises:
+        InvalidParameterError: it is of another form.
+    """
+    given = response_format if isinstance(response_format, Mapping) else {}
+    kind = given.get("type")
+    if response_format is None or kind == "text":
+        return ""
+    if kind == "json_object":
+        return json.dumps({"type": "object"})
+    wrapped = given.get("json_schema")
+    schema = wrapped.get("schema") if isinstance(wrapped, Mapping) else None
+    if kind != "json_schema" or not isinstance(schema, Mapping):
+        raise InvalidParameterError(
+            "response_format must have the type text, json_object or json_schema, the last with"
+            " json_schema.schema"
+        )
+    return json.dumps(schema)
 
 
 def _parse_messages(messages: Any) -> tuple[Message, ...] | RowError:

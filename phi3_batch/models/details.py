@@ -1,34 +1,32 @@
 """How sure a model is, as its results say it: plain lists, which MLflow hands to Spark."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from phi3_batch.contract import LOGPROBS, PROBABILITIES
 from phi3_batch.generation import Completion
+from phi3_batch.text import Tokenizer
 
 
-def details(
-    completions: Sequence[Completion], choices: Iterable[Sequence[str]]
-) -> dict[str, list[Any]]:
-    """What stands beside completions where it was asked for.
+def probabilities(completion: Completion, choices: Sequence[str]) -> list[dict[str, Any]]:
+    """A dict of choice and probability for each of the choices that were compared.
 
     Args:
-        completions: of rows.
-        choices: of each row, what its answer was one of.
-
-    Returns:
-        For each row, under LOGPROBS the log-probabilities of its tokens and of the end, and under
-        PROBABILITIES a dict of choice and probability for each of the choices. Both are empty
-        where there is an error, or nothing was asked for.
+        completion: of a row; there are none for an error, nor for what was generated.
+        choices: that its answer was one of.
     """
+    return [
+        {"choice": choice, "probability": probability}
+        for choice, probability in zip(choices, completion.probabilities, strict=False)
+    ]
+
+
+def choice_logprobs(completion: Completion, tokenizer: Tokenizer) -> dict[str, Any]:
+    """The ``logprobs`` of a choice, as OpenAI's API has it; the end is a token without text."""
+    texts = [tokenizer.decode([token_id]) for token_id in completion.token_ids]
+    texts += [""] * (len(completion.log_probabilities) - len(texts))
     return {
-        LOGPROBS: [list(completion.log_probabilities) for completion in completions],
-        PROBABILITIES: [
-            [
-                {"choice": choice, "probability": probability}
-                # none for an error, nor for what was generated
-                for choice, probability in zip(texts, completion.probabilities, strict=False)
-            ]
-            for completion, texts in zip(completions, choices, strict=True)
-        ],
+        "content": [
+            {"token": text, "logprob": log_probability}
+            for text, log_probability in zip(texts, completion.log_probabilities, strict=False)
+        ]
     }

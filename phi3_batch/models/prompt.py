@@ -8,16 +8,18 @@ from typing import Any
 import pandas as pd
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
-from phi3_batch.contract import PROMPT_INPUT, USAGE_COLUMNS, USAGE_PARAM
+from phi3_batch.contract import DETAILS, LOGIT_BIAS, PROMPT_INPUT, USAGE_COLUMNS, USAGE_PARAM
 from phi3_batch.engines import Engine
 from phi3_batch.engines.choices import answer
 from phi3_batch.generation import Completion, GenerationParams, Request, RowError
 from phi3_batch.model_files import Limits, ModelFolder
-from phi3_batch.models.details import details
+from phi3_batch.models.chats import parse_bias
+from phi3_batch.models.details import probabilities
 from phi3_batch.models.examine import examine_rows, most_bytes
 from phi3_batch.models.seeds import with_own_seeds
+from phi3_batch.models.shape import check_shape
 from phi3_batch.models.weights import MODEL_ARTIFACT, LoggedWeights
-from phi3_batch.text import Constraint, Tokenizer, find_length_error, find_text_error
+from phi3_batch.text import Tokenizer, find_length_error, find_text_error
 
 _logger = logging.getLogger(__name__)
 
@@ -69,17 +71,20 @@ class PromptModel(PythonModel):
             InvalidParameterError: a parameter is out of range.
             EngineError: the runtime cannot load the model.
         """
-        generation_params = _generation_params(params)
+        generation_params = _generation_params(params, self._folder.tokenizer)
         engine = self._weights.engine(chooses_tokens=generation_params.needs_logits)
         completions = _complete(engine, _prompts(model_input), generation_params)
         if params and params.get(USAGE_PARAM):
             rows = [_usage_row(completion) for completion in completions]
-            table = pd.DataFrame(rows, columns=list(USAGE_COLUMNS))
+            columns = list(USAGE_COLUMNS)
             if generation_params.has_details:
-                choices = [generation_params.choices] * len(completions)
-                for name, values in details(completions, choices).items():
-                    table[name] = values
-            return table
+                choices = generation_params.choices
+                rows = [
+                    (*row, list(each.log_probabilities), probabilities(each, choices))
+                    for row, each in zip(rows, completions, strict=True)
+                ]
+                columns += DETAILS
+            return pd.DataFrame(rows, columns=columns)
         _warn_of_failures(completions)
         return [completion.text for completion in completions]
 
@@ -99,7 +104,8 @@ class PromptModel(PythonModel):
             InvalidParameterError: a parameter is out of range.
         """
         folder = self._folder
-        prompts, generation_params = _prompts(model_input), _generation_params(params)
+        prompts = _prompts(model_input)
+        generation_params = _generation_params(params, folder.tokenizer)
         rows = _parse(prompts, folder.tokenizer, folder.limits, generation_params)
         return examine_rows(
             (row if isinstance(row, RowError) else [row] for row in rows), folder.limits
@@ -121,14 +127,15 @@ class PromptModel(PythonModel):
         return self._weights.memory_bytes(tokens)
 
 
-def _generation_params(params: Mapping[str, Any] | None) -> GenerationParams:
+def _generation_params(params: Mapping[str, Any] | None, tokenizer: Tokenizer) -> GenerationParams:
     options = {name: value for name, value in (params or {}).items() if name != USAGE_PARAM}
     for name in ("stop", "choices"):
         if name in options:
             options[name] = tuple(options[name])
+    if LOGIT_BIAS in options:
+        options[LOGIT_BIAS] = parse_bias(options[LOGIT_BIAS])
     generation_params = GenerationParams(**options)
-    if generation_params.is_constrained:
-        Constraint.of(generation_params).check()
+    check_shape(generation_params, tokenizer)
     return generation_params
 
 

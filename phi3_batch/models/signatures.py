@@ -4,9 +4,17 @@ from dataclasses import asdict
 
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-from mlflow.types.schema import Array, Object, Property
+from mlflow.types.schema import AnyType, Array, Object, Property
 
-from phi3_batch.contract import COUNTS, MESSAGES_INPUT, MODEL_PARAMS, PROMPT_INPUT, USAGE_PARAM
+from phi3_batch.contract import (
+    COUNTS,
+    LOGIT_BIAS,
+    MESSAGES_INPUT,
+    MODEL_PARAMS,
+    PROMPT_INPUT,
+    RESPONSE_FORMAT,
+    USAGE_PARAM,
+)
 from phi3_batch.generation import GenerationParams
 
 _TYPES = {
@@ -43,10 +51,19 @@ def _prompt_params() -> ParamSchema:
 
 
 def _chat_params() -> ParamSchema:
-    return ParamSchema([_param(name, None) for name in MODEL_PARAMS])
+    # as OpenAI's clients say it; an object has no null
+    anything = AnyType()  # type: ignore[no-untyped-call]
+    kind = [
+        Property("type", DataType.string),
+        Property("json_schema", anything, required=False),
+    ]
+    response_format = ParamSpec(RESPONSE_FORMAT, Object(kind), {"type": "text"})
+    return ParamSchema([*(_param(name, None) for name in MODEL_PARAMS), response_format])
 
 
 def _param(name: str, default: object) -> ParamSpec:
+    if name == LOGIT_BIAS:
+        return ParamSpec(name, DataType.string, None if default is None else "")
     kind = _TYPES[type(getattr(GenerationParams(), name))]
     if isinstance(getattr(GenerationParams(), name), tuple):
         return ParamSpec(name, kind, list(default or ()), shape=(-1,))  # type: ignore[call-overload]

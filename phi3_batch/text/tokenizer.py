@@ -71,6 +71,15 @@ class Tokenizer:
         ids = self.encode_content("a a")
         return "".join(self.decode([token_id]) for token_id in ids) != self.decode(ids)
 
+    def single_tokens(self, text: str) -> list[int]:
+        """The tokens that are this text, or this text after a space; empty where there is none."""
+        spelled = (self.encode_content(each) for each in (text, f" {text}"))
+        found = {ids[0] for ids in spelled if len(ids) == 1}
+        inside_a_word = self._raw.token_to_id(text)
+        if inside_a_word is not None and text not in self._control_tokens:
+            found.add(inside_a_word)
+        return sorted(found)
+
     def to_json(self) -> str:
         """The definition, as the ``tokenizers`` library writes it."""
         return self._raw.to_str()

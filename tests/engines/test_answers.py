@@ -261,6 +261,18 @@ def test_a_penalty_on_repetition_is_that_of_transformers(choosing, ask):
     assert completion.text != one(choosing, ask(SPAIN, max_tokens=12)).text
 
 
+def test_a_bias_is_added_to_the_tokens_of_its_text(choosing, ask):
+    requests = [
+        ask(SPAIN, logit_bias=(("Madrid", -100.0),), max_tokens=12),
+        ask(SPAIN, logit_bias=(("of several words", 1.0),)),
+        ask(SPAIN, logit_bias=(("Paris", 0.5),)),
+    ]
+    banned, refused, same = choosing.generate(requests)
+    assert "Madrid" not in banned.text
+    assert refused.error.message.endswith("text 1 of logit_bias is no token of the model")
+    assert same.text == MADRID
+
+
 def test_an_answer_does_not_end_before_min_tokens(choosing, ask):
     free = one(choosing, ask(SPAIN))
     longer = one(choosing, ask(SPAIN, min_tokens=20, max_tokens=25))

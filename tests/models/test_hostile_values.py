@@ -58,6 +58,7 @@ HOSTILE = {
     "n": [*NO_COUNT, "0", "129"],
     "repetition_penalty": [*NO_NUMBER, "0", "-1"],
     "min_tokens": [*NO_COUNT, "257"],
+    "logit_bias": [*NO_TEXT, "", "a", "a=", "a=b", "=1", "a=nan", "a=101", "a=-101"],
     "choices": [*NO_COLUMNS, "a, "],
     "choices_by": [*NO_NAME, "generate", "chance"],
     "json_schema": [*NO_PATH, "nowhere", "a_folder", "a_file", "a_file/below", "latin1", "deep"],

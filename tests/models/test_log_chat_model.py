@@ -46,9 +46,12 @@ OUTPUTS = (
 PARAMS = (
     "['top_p': double (default: None), 'top_k': long (default: None),"
     " 'seed': long (default: None), 'repetition_penalty': double (default: None),"
-    " 'min_tokens': long (default: None), 'choices': string (default: []) (shape: (-1,)),"
+    " 'min_tokens': long (default: None), 'logit_bias': string (default: None),"
+    " 'choices': string (default: []) (shape: (-1,)),"
     " 'choices_by': string (default: None), 'json_schema': string (default: None),"
-    " 'regex': string (default: None), 'logprobs': boolean (default: None)]"
+    " 'regex': string (default: None), 'logprobs': boolean (default: None),"
+    " 'response_format': {json_schema: Any (optional), type: string (required)}"
+    " (default: {'type': 'text'})]"
 )
 SPAIN = [{"role": "user", "content": "What is the capital of Spain?"}]
 MADRID = "The capital of Spain is Madrid."

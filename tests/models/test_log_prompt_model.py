@@ -32,6 +32,7 @@ PARAMS = (
     " 'top_p': double (default: 1.0), 'top_k': long (default: 0),"
     " 'stop': string (default: []) (shape: (-1,)), 'seed': long (default: 0),"
     " 'repetition_penalty': double (default: 1.0), 'min_tokens': long (default: 0),"
+    " 'logit_bias': string (default: ),"
     " 'choices': string (default: []) (shape: (-1,)),"
     " 'choices_by': string (default: likelihood), 'json_schema': string (default: ),"
     " 'regex': string (default: ), 'logprobs': boolean (default: False),"

@@ -172,6 +172,24 @@ def test_a_chat_as_openai_clients_write_it(chat_server: Server) -> None:
     assert comparable(answer) == comparable(chat_server.model.predict(chat))
 
 
+def test_an_answer_of_a_shape_as_openai_clients_ask_for_it(chat_server: Server) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"city": {"enum": ["Madrid"]}},
+        "required": ["city"],
+        "additionalProperties": False,
+    }
+    wrapped = {"type": "json_schema", "json_schema": {"name": "city", "schema": schema}}
+    chat = {"messages": SPAIN, "max_tokens": 60, "response_format": wrapped, "logprobs": True}
+    [answer] = chat_server.post(chat)
+    [choice] = answer["choices"]
+    assert json.loads(choice["message"]["content"])["city"] == "Madrid"
+    assert len(choice["logprobs"]["content"]) == answer["usage"]["completion_tokens"]
+    [answer] = chat_server.post({"messages": SPAIN, "choices": ["no", MADRID]})
+    assert contents([answer]) == [MADRID]
+    assert [each["choice"] for each in answer["probabilities"]] == ["no", MADRID]
+
+
 def test_a_chat_under_inputs(chat_server: Server) -> None:
     chat = {"messages": SPAIN, "max_tokens": 60, "temperature": 0.0}
     answer = chat_server.post({"inputs": chat})

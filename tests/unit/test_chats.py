@@ -522,6 +522,7 @@ def test_an_unknown_parameter_is_refused_with_the_known_ones(name):
     assert str(error.value) == (
         f"there is no generation parameter {name!r}, but"
         " max_tokens, temperature, top_p, top_k, stop, seed, repetition_penalty, min_tokens,"
+        " logit_bias,"
         " choices, choices_by, json_schema, regex, logprobs"
     )
 

@@ -24,6 +24,7 @@ def test_the_defaults_are_greedy_and_256_tokens():
         "seed": 0,
         "repetition_penalty": 1.0,
         "min_tokens": 0,
+        "logit_bias": (),
         "choices": (),
         "choices_by": "likelihood",
         "json_schema": "",

@@ -6,7 +6,7 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from phi3_batch.contract import CHOICES
+from phi3_batch.contract import CHOICES, LOGIT_BIAS
 from phi3_batch.errors import InvalidParameterError
 from phi3_batch.generation import GenerationParams, check_choices
 from phi3_batch.json_schema import read_schema
@@ -117,6 +117,7 @@ def _read_requests(options: RequestOptions) -> dict[str, Any]:
         given["choices"] = _texts("--choices", options.choices, "a text")
     if options.json_schema is not None:
         given["json_schema"] = json.dumps(read_schema(options.json_schema), ensure_ascii=False)
+    given[LOGIT_BIAS] = _biases(options.logit_bias or ()) or None
     given["logprobs"] = options.logprobs or options.token_logprobs or None
     generation = {name: value for name, value in given.items() if value is not None}
     param_columns = _param_columns(options.param or ())
@@ -191,6 +192,22 @@ def _names(option: str, given: str | Sequence[str]) -> tuple[str, ...]:
     if doubled := [name for name in names if names.count(name) > 1]:
         raise InvalidParameterError(f"{option} names column {doubled[0]!r} twice")
     return names
+
+
+def _biases(given: Mapping[str, float] | Sequence[str]) -> tuple[tuple[str, float], ...]:
+    """Biases from a mapping, or from ``["yes=2.5"]``."""
+    if isinstance(given, Mapping):
+        return tuple(given.items())
+    found: dict[str, float] = {}
+    for number, each in enumerate(given, start=1):
+        text, _, bias = each.rpartition("=")
+        try:
+            found[text] = float(bias)
+        except ValueError:
+            raise InvalidParameterError(
+                f"--logit-bias {number} is not of the form TOKEN=X, with a number behind the sign"
+            ) from None
+    return tuple(found.items())
 
 
 def _param_columns(given: Mapping[str, str] | Sequence[str]) -> dict[str, str]:

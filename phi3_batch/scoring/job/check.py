@@ -9,6 +9,7 @@ from typing import Any
 from pyspark.sql import SparkSession
 from pyspark.sql.types import StructField, StructType
 
+from phi3_batch.contract import LOGIT_BIAS
 from phi3_batch.errors import InvalidParameterError, TableError
 from phi3_batch.generation import GenerationParams
 from phi3_batch.scoring import compat, session
@@ -134,7 +135,9 @@ def _settings(found: FoundModel, options: ScoreOptions, table: StructType) -> di
 def _in_words(name: str, value: Any) -> str:
     if name in ("json_schema", "regex"):  # they may quote what completions are about
         return f"sha256 {hashlib.sha256(value.encode()).hexdigest()}"
-    if name in ("stop", "choices"):
+    if name == LOGIT_BIAS:
+        value = [json.dumps(each) for each in value]
+    if name in ("stop", "choices", LOGIT_BIAS):
         # no text is empty, so that a list which begins with NUL was never joined by it
         is_joined = not any("\0" in text for text in value)
         texts = "\0".join(value) if is_joined else f"\0{json.dumps(value)}"

@@ -4,6 +4,7 @@ The model's URI is the seam. Nothing here knows how a model answers; any MLflow 
 input ``prompt`` will do, ours or somebody else's, and our own models of ``messages``.
 """
 
+import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,10 +25,12 @@ from phi3_batch.contract import (
     CHAT_PARAMS,
     CHAT_TASK,
     CHOICES,
+    LOGIT_BIAS,
     MESSAGES_INPUT,
     MODEL_PARAMS,
     MORE_CHAT_PARAMS,
     PROMPT_INPUT,
+    RESPONSE_FORMAT,
     STREAM,
     USAGE_PARAM,
     PlannableModel,
@@ -273,7 +276,8 @@ def _known_params(found: FoundModel) -> list[str]:
     if found.is_plain_pipeline:  # which is wrapped by a model of ours
         return [*CHAT_PARAMS, *MODEL_PARAMS]
     of_chats = CHAT_PARAMS if found.takes_messages else ()
-    return [*of_chats, *(spec.name for spec in _param_specs(found) if spec.name != USAGE_PARAM)]
+    specs = [spec.name for spec in _param_specs(found)]
+    return [*of_chats, *(name for name in specs if name not in (USAGE_PARAM, RESPONSE_FORMAT))]
 
 
 def _param_specs(found: FoundModel) -> list[ParamSpec]:
@@ -384,10 +388,13 @@ def _count_answers(
 
 
 def mlflow_params(params: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Parameters in the types that MLflow knows: lists, not tuples."""
-    return {
+    """Parameters in the types that MLflow knows: lists, not tuples, and text, not mappings."""
+    plain = {
         name: list(value) if isinstance(value, tuple) else value for name, value in params.items()
-    } or None
+    }
+    if LOGIT_BIAS in plain:
+        plain[LOGIT_BIAS] = json.dumps(dict(plain[LOGIT_BIAS]))
+    return plain or None
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from pyspark.sql import Column
 from pyspark.sql import functions as F
 from pyspark.sql.types import (
     ArrayType,
+    DoubleType,
     LongType,
     StringType,
     StructField,
@@ -11,7 +12,13 @@ from pyspark.sql.types import (
     TimestampType,
 )
 
-from phi3_batch.contract import COUNTS, ERROR_OBJECT, REASON_SEPARATOR
+from phi3_batch.contract import (
+    COUNTS,
+    ERROR_OBJECT,
+    LOGPROBS,
+    PROBABILITIES,
+    REASON_SEPARATOR,
+)
 from phi3_batch.errors import RowErrorCode
 from phi3_batch.scoring.rows.answers import DETAILS, NO_ANSWERS, AnswerColumns
 from phi3_batch.scoring.rows.columns import find_field
@@ -33,45 +40,38 @@ USAGE_RESULT = StructType(
 
 # What a chat model returns for each row, as in its signature. A row that it could not answer has
 # the object "error" and a choice whose finish_reason is "code: message".
-CHAT_COMPLETION = StructType(
+_MESSAGE = StructType([StructField(name, StringType()) for name in ("content", "name", "role")])
+_CHOICE = StructType(
     [
-        StructField("id", StringType()),
-        StructField("object", StringType()),
-        StructField("created", LongType()),
-        StructField("model", StringType()),
-        StructField(
-            "choices",
-            ArrayType(
-                StructType(
-                    [
-                        StructField("finish_reason", StringType()),
-                        StructField("index", LongType()),
-                        StructField(
-                            "message",
-                            StructType(
-                                [
-                                    StructField("content", StringType()),
-                                    StructField("name", StringType()),
-                                    StructField("role", StringType()),
-                                ]
-                            ),
-                        ),
-                    ]
-                )
-            ),
-        ),
-        StructField(
-            "usage",
-            StructType(
-                [
-                    StructField("completion_tokens", LongType()),
-                    StructField("prompt_tokens", LongType()),
-                    StructField("total_tokens", LongType()),
-                ]
-            ),
-        ),
+        StructField("finish_reason", StringType()),
+        StructField("index", LongType()),
+        StructField("message", _MESSAGE),
     ]
 )
+_TOKEN = StructType([StructField("logprob", DoubleType()), StructField("token", StringType())])
+_LOGPROBS = StructType([StructField("content", ArrayType(_TOKEN))])
+_COUNTS = StructType([StructField(name, LongType()) for name in sorted(COUNTS)])
+
+
+def _completion(choice: StructType, *more: StructField) -> StructType:
+    return StructType(
+        [
+            StructField("id", StringType()),
+            StructField("object", StringType()),
+            StructField("created", LongType()),
+            StructField("model", StringType()),
+            StructField("choices", ArrayType(choice)),
+            StructField("usage", _COUNTS),
+            *more,
+        ]
+    )
+
+
+CHAT_COMPLETION = _completion(_CHOICE)
+# With what is told of probabilities, where it is asked for.
+_DETAILED_CHOICE = StructType([*_CHOICE, StructField(LOGPROBS, _LOGPROBS)])
+DETAILED_COMPLETION = _completion(_DETAILED_CHOICE, DETAILS[PROBABILITIES])
+DETAILED_USAGE = StructType([*USAGE_RESULT, *DETAILS])
 
 # The whole completion object, where it is kept: a column of its own behind `error`.
 RESPONSE = "response"
@@ -122,11 +122,6 @@ def _type(field: StructField) -> str:
     return field.dataType.simpleString()  # which leaves out what may be null: Delta does too
 
 
-def with_details(result: StructType) -> StructType:
-    """What a model returns where it tells probabilities too."""
-    return StructType([*result, *DETAILS])
-
-
 def columns_from_usage(result: Column, *, has_details: bool) -> dict[str, Column]:
     """Result columns from what a model with usage returned."""
     failed = result["error"]["code"] != ""
@@ -134,7 +129,7 @@ def columns_from_usage(result: Column, *, has_details: bool) -> dict[str, Column
     answer = {
         "completion": result["completion"],
         "finish_reason": result["finish_reason"],
-        **_details(result, has_details),
+        **({name: result[name] for name in DETAILS.names} if has_details else {}),
     }
     return _unless_failed(failed, result["error"], counts, answer)
 
@@ -148,20 +143,21 @@ def columns_from_chat(result: Column, *, has_details: bool) -> dict[str, Column]
     answer = {
         "completion": choice["message"]["content"],
         "finish_reason": choice["finish_reason"],
-        RESPONSE: result.dropFields(*DETAILS.names) if has_details else result,
-        **_details(result, has_details),
+        RESPONSE: result,
     }
+    if has_details:
+        tokens = choice[LOGPROBS]["content"]
+        answer[LOGPROBS] = F.transform(tokens, lambda token: token["logprob"])
+        answer[PROBABILITIES] = result[PROBABILITIES]
+        plain = F.transform(result["choices"], lambda choice: choice.dropFields(LOGPROBS))
+        answer[RESPONSE] = result.dropFields(PROBABILITIES).withField("choices", plain)
     return _unless_failed(failed, error_struct(code, message), counts, answer)
-
-
-def _details(result: Column, has_details: bool) -> dict[str, Column]:
-    return {name: result[name] for name in DETAILS.names} if has_details else {}
 
 
 def failed_chat(error: Column, *, has_details: bool) -> Column:
     """What a chat model returns for a row with this error, a struct of code and message."""
-    kind = with_details(CHAT_COMPLETION) if has_details else CHAT_COMPLETION
-    nothing = [F.array().cast(field.dataType) for field in DETAILS] if has_details else []
+    of_choice = [F.lit(None).cast(_LOGPROBS)] if has_details else []
+    of_all = [F.array().cast(DETAILS[PROBABILITIES].dataType)] if has_details else []
     no_name = F.lit(None).cast("string")
     message = F.struct(F.lit("").alias("content"), no_name.alias("name"), F.lit("assistant"))
     reason = F.concat_ws(REASON_SEPARATOR, error["code"], error["message"])
@@ -171,10 +167,10 @@ def failed_chat(error: Column, *, has_details: bool) -> Column:
         F.lit(ERROR_OBJECT),
         F.unix_timestamp(),
         F.lit(""),
-        F.array(F.struct(reason, zero, message)),
+        F.array(F.struct(reason, zero, message, *of_choice)),
         F.struct(zero, zero, zero),
-        *nothing,
-    ).cast(kind)
+        *of_all,
+    ).cast(DETAILED_COMPLETION if has_details else CHAT_COMPLETION)
 
 
 def columns_from_text(text: Column) -> dict[str, Column]:

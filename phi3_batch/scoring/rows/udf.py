@@ -48,7 +48,11 @@ for module in (contract, worker):
 _TEXT_RESULT = StructType([StructField(TEXT, StringType())])
 _ENGINE = StructField(ENGINE, StringType())
 
-_RESULT_TYPES = {ModelKind.CHAT: schema.CHAT_COMPLETION, ModelKind.USAGE: schema.USAGE_RESULT}
+# without details, and with them
+_RESULT_TYPES = {
+    ModelKind.CHAT: (schema.CHAT_COMPLETION, schema.DETAILED_COMPLETION),
+    ModelKind.USAGE: (schema.USAGE_RESULT, schema.DETAILED_USAGE),
+}
 _OF_STRUCTS = {
     ModelKind.CHAT: schema.columns_from_chat,
     ModelKind.USAGE: schema.columns_from_usage,
@@ -155,9 +159,7 @@ def _mlflow_udf(
         environment = {**environment, ENGINE_VARIABLE: choice}
     result_type: StructType | str = "string"
     if model.kind in _RESULT_TYPES:
-        result_type = _RESULT_TYPES[model.kind]
-        if model.has_details:
-            result_type = schema.with_details(result_type)
+        result_type = _RESULT_TYPES[model.kind][model.has_details]
     try:
         with quiet_about_local_environment(), temporary_files_here():
             udf = mlflow.pyfunc.spark_udf(
