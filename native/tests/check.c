@@ -1,5 +1,6 @@
 // Models of random weights, of every form that there is, read by every instruction set of this
-// processor: whole on one thread, and in parts on several, beside another text that begins alike.
+// processor: whole on one thread, and in parts on several, beside another text that begins alike, and
+// on from a copied block.
 // The logits must be the same bit by bit. Run under sanitizers: `make sanitize`.
 #include <stdio.h>
 #include <stdlib.h>
@@ -176,6 +177,16 @@ static int check(const form *f, const char *instructions) {
     failed |= read_texts(together, (text *[]){&first, &whole, &second}, (int[]){1, 0, 2}, 3);
   const size_t own = (size_t)SHARED * VOCABULARY, read = (size_t)(second.read - SHARED);
   failed |= memcmp(whole.logits + own, second.logits + own, sizeof(float) * VOCABULARY * read) != 0;
+  // another goes on from the middle of a block that was copied
+  text other = whole;
+  const int last = SHARED / PHI3_BLOCK, begun = SHARED + 4;
+  other.blocks[last] = BLOCKS - 1, other.read = begun;
+  failed |= phi3_copy_block(alone, whole.blocks[last], other.blocks[last]);
+  memset(other.logits, 0, sizeof other.logits);
+  failed |= read_texts(alone, (text *[]){&other}, (int[]){TOKENS - begun}, 1);
+  const size_t from = (size_t)begun * VOCABULARY, rest = (size_t)(TOKENS - begun) * VOCABULARY;
+  failed |= memcmp(whole.logits + from, other.logits + from, sizeof(float) * rest) != 0;
+  failed |= !phi3_copy_block(alone, -1, 0) || !phi3_copy_block(alone, 0, BLOCKS);
   phi3_free(alone);
   phi3_free(together);
   while (kept_count) free(kept[--kept_count]);

@@ -91,10 +91,11 @@ def test_a_table_of_chats_with_ids_is_brought_up_to_date(
     columns = "id string, country string"
     countries = ["Spain", "France", "Peru"]
     source, output = write([(name, name) for name in countries], columns), str(tmp_path / "out")
-    ask = ("--id", "id", "--user-template", "What is the capital of {country}?")
+    ask = ("--id", "id", "--logprobs", "--user-template", "What is the capital of {country}?")
     assert score(chat_uri, source, output, *ask) == 0
     before = {row["id"]: row for row in read(output).collect()}
     assert before["Spain"]["completion"] == "The capital of Spain is Madrid."
+    assert -0.5 < before["Spain"]["logprob"] < 0
 
     write([("Italy", "Italy"), ("Peru", "Chile"), ("Spain", "Spain")], columns, "overwrite")
     said()
@@ -155,11 +156,13 @@ def test_the_python_functions(
     assert phi3_batch.verify(spark, input=source, output=output).balance.ok
 
     countries = spark.createDataFrame([("Spain",), (None,)], "country string")
+    asked = {"user_template": "What is the capital of {country}?", "temperature": 0.0}
     answered = phi3_batch.complete(
-        countries, chat_uri, user_template="What is the capital of {country}?", temperature=0.0
+        countries, chat_uri, choices=[MADRID, "no"], probabilities=True, **asked
     )
     rows = {row["country"]: row for row in answered.collect()}
-    assert rows["Spain"]["completion"] == MADRID
+    assert rows["Spain"]["answer"] == rows["Spain"]["completion"] == MADRID
+    assert rows["Spain"]["probabilities"][MADRID] > 0.9
     assert rows[None]["error"]["code"] == "null_prompt"
 
 

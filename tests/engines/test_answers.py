@@ -178,6 +178,22 @@ def test_likelihoods_are_those_of_the_logits(choosing, ask, tiny_folder):
         assert score == pytest.approx(expected, abs=0.02)
 
 
+def test_likelihoods_are_about_those_of_the_reference(choosing, reference, ask, tiny_folder):
+    encode = tiny_folder.tokenizer.encode_content
+    questions = [
+        Question(ask(question).prompt_ids, tuple(tuple(encode(text)) for text in (MADRID, PARIS)))
+        for question in (SPAIN, FRANCE)
+    ]
+    for mine, theirs in zip(choosing.score(questions), reference.score(questions), strict=True):
+        for score, expected in zip(mine, theirs, strict=True):
+            # of tokens that the model thinks possible: the others are of no account
+            likely = [place for place, each in enumerate(expected) if each > -3]
+            assert len(likely) > 4
+            assert [score[n] for n in likely] == pytest.approx(
+                [expected[n] for n in likely], abs=0.1
+            )
+
+
 @pytest.mark.parametrize("length", [31, 32, 33, 64, 700])
 def test_a_score_is_the_same_bit_by_bit_alone_and_in_company(new_engine_of, nonsense, length):
     engine = new_engine_of("native", threads=2)

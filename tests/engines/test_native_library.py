@@ -348,6 +348,12 @@ def test_a_step_that_cannot_be_is_refused_and_the_next_is_not(model, change):
     assert np.isfinite(library_model.step(Step(**sound)).log_probability).all()
 
 
+@pytest.mark.parametrize("blocks", [(-1, 0), (0, -1), (40, 0), (0, 40)])
+def test_a_block_that_there_is_not_is_not_copied(model, blocks):
+    with pytest.raises(LibraryError, match="does not take such a model or step"):
+        model.load().copy_block(*blocks)
+
+
 @pytest.mark.parametrize(
     "sizes",
     [
