@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ import pytest
 from phi3_batch.engines import registry
 from phi3_batch.engines.base import Question
 from phi3_batch.engines.choices import answer
+from phi3_batch.engines.native.continuations import Scoring
+from phi3_batch.engines.native.kv_blocks import KVBlocks
 from phi3_batch.engines.process import Process
 from phi3_batch.engines.sampling import log_softmax
 from phi3_batch.engines.torch.engine import TransformersEngine
@@ -152,7 +155,8 @@ def test_a_constraint_that_cannot_be_followed_costs_its_row_alone(choosing, ask)
 
 def test_the_likeliest_choice_is_the_answer(choosing, ask):
     requests = [
-        ask(question, choices=(MADRID, "Paris", PARIS, "a"), max_tokens=1)
+        # the fourth begins as the answers do, and does not end there
+        ask(question, choices=(MADRID, "Paris", PARIS, "The capital", "a"), max_tokens=1)
         for question in (SPAIN, FRANCE)
     ]
     spain, france = answer(choosing, requests)
@@ -215,17 +219,36 @@ def test_a_score_is_the_same_bit_by_bit_alone_and_in_company(new_engine_of, nons
     assert engine.score(questions[::-1]) == together[::-1]
 
 
-def test_choices_that_do_not_fit_into_the_cache_at_once_are_read_in_turn(
-    new_engine_of, nonsense, tiny_folder
-):
-    prompt = nonsense(100)
+@pytest.fixture
+def score_with(new_engine_of):
+    """Scores with a KV cache of so many blocks."""
+    loaded = new_engine_of("native")._loaded
+
+    def score_with(blocks, questions):
+        scoring = Scoring(replace(loaded, blocks=KVBlocks(blocks)), questions)
+        scoring.run()
+        return scoring.scores
+
+    return score_with
+
+
+def test_choices_that_do_not_fit_into_the_cache_at_once_are_read_in_turn(score_with, nonsense):
+    text = nonsense(900)
+    # three blocks each, of which no two are alike, and one for a continuation
     questions = [
-        Question(prompt[: 60 + n], tuple((*prompt[:20], i) for i in range(40))) for n in range(9)
+        Question(text[70 * n : 70 * n + 70], tuple((*text[:20], i) for i in range(9)))
+        for n in range(9)
     ]
-    small = new_engine_of(
-        "native", memory_bytes=9 * 32 * 2 * tiny_folder.dimensions.cache_values_per_token
-    )
-    assert small.score(questions) == new_engine_of("native").score(questions)
+    expected = score_with(500, questions)
+    for blocks in (4, 5, 6, 7, 9, 12):
+        assert score_with(blocks, questions) == expected
+
+
+def test_a_question_that_no_cache_holds_costs_no_other(score_with, nonsense):
+    short, long = (Question(nonsense(count), ((5,), (6,))) for count in (40, 400))
+    [expected] = score_with(500, [short])
+    assert score_with(4, [long, short, long]) == [None, expected, None]
+    assert score_with(4, [short, long, short]) == [expected, None, expected]
 
 
 def test_a_prompt_that_leaves_no_room_for_a_choice_is_too_long(choosing, ask, nonsense):

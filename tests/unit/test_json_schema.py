@@ -130,6 +130,16 @@ def test_classes_of_python_are_schemas():
         read_schema(int)
 
 
+def test_what_is_left_open_is_closed():
+    tree = read_schema(of(a=of(b={"type": "integer"}, c={"type": "integer", "minimum": 5})))
+    inner = tree["properties"]["a"]
+    assert tree["additionalProperties"] is inner["additionalProperties"] is False
+    most = 10**18 - 1  # beyond which a number might not fit into a bigint
+    assert inner["properties"]["b"] == {"type": "integer", "minimum": -most, "maximum": most}
+    assert inner["properties"]["c"] == {"type": "integer", "minimum": 5, "maximum": most}
+    assert inner["required"] == ["b", "c"]
+
+
 def test_notes_to_a_reader_are_no_part_of_it_and_the_order_is():
     plain = of(b={"type": "string"}, a={"type": "boolean"})
     noted = of(b={"type": "string", "description": "…"}, a={"type": "boolean", "title": "A"})
