@@ -60,20 +60,14 @@ def test_the_most_likely_choice_with_the_probability_of_each(countries, plain_pi
 
 
 def test_structs_by_a_schema_and_what_does_not_fit_into_max_tokens(
-    spark, write_prompts, read, model_uri, samples
+    write_prompts, read, model_uri, samples
 ):
-    prompts = [sample.prompt for sample in samples][:60]
-    table = read(write_prompts(prompts))
-    for most, codes in ((200, {None}), (20, {None, "answer_cut"}), (3, {"answer_cut"})):
-        rows = complete(
-            table,
-            model_uri,
-            json_schema=SCHEMA,
-            temperature=2.0,
-            max_tokens=most,
-            token_logprobs=True,
-        )
-        assert {row.error and row.error.code for row in rows} <= codes
+    table = read(write_prompts([sample.prompt for sample in samples][:40]))
+    options = {"json_schema": SCHEMA, "temperature": 2.0, "token_logprobs": True}
+    for most, codes in ((200, {None}), (60, {None, "answer_cut"})):
+        rows = complete(table, model_uri, max_tokens=most, **options)
+        assert {row.error and row.error.code for row in rows} == codes
+        assert len({row.completion for row in rows}) > 5
         for row in rows:
             if row.error:
                 assert row.answer is row.completion is row.token_logprobs is None
@@ -82,16 +76,6 @@ def test_structs_by_a_schema_and_what_does_not_fit_into_max_tokens(
             assert row.answer.asDict(recursive=True) == found
             jsonschema.validate(found, SCHEMA)
             assert row.token_logprobs
-        assert len(rows) == 60
-    assert (
-        len(
-            {
-                row.completion
-                for row in complete(table, model_uri, json_schema=SCHEMA, temperature=2.0)
-            }
-        )
-        > 30
-    )
 
 
 def test_a_job_with_a_schema_is_a_run_of_its_own_and_is_resumed(
@@ -109,10 +93,9 @@ def test_a_job_with_a_schema_is_a_run_of_its_own_and_is_resumed(
     }
     assert cities <= {"Madrid", "Paris", 'größe "x"'}
     assert cities
-    again = phi3_batch.score(spark, json_schema=SCHEMA, **job)
+    described = {**SCHEMA, "title": "A city", "description": "…"}  # which is the same schema
+    again = phi3_batch.score(spark, json_schema=described, **job)
     assert (again.rows_scored, again.fingerprint) == (0, first.fingerprint)
-    described = {**SCHEMA, "title": "A city", "description": "…"}
-    assert phi3_batch.score(spark, json_schema=described, **job).rows_scored == 0
     other = {**SCHEMA, "properties": {**SCHEMA["properties"], "city": {"enum": ["Rome"]}}}
     with pytest.raises(TableError, match=r"params\.json_schema"):
         phi3_batch.score(spark, json_schema=other, **job)
