@@ -46,6 +46,9 @@ _SPARK_HAS = (
     "org.locationtech.jts:*",
     "com.google.code.findbugs:*",
 )
+# In how many parts Delta Lake reads a table's log, each time that it has a new version. Its own 50
+# are for logs of a million files, and take seconds where executors run one task at a time.
+_SNAPSHOT_PARTITIONS = "spark.databricks.delta.snapshotPartitions"
 _APP_NAME = "phi3-batch"
 # log4j's variable for its configuration
 _LOG4J_VARIABLE = "LOG4J_CONFIGURATION_FILE"
@@ -89,8 +92,10 @@ def settings_to_add(given: Mapping[str, str], jvm_processors: int) -> dict[str, 
     slots = _local_slots(given.get("spark.master", ""), jvm_processors)
     if slots:
         settings |= _local_settings(slots)
-    elif "spark.executor.cores" in given:
-        settings["spark.task.cpus"] = given["spark.executor.cores"]
+    else:
+        settings[_SNAPSHOT_PARTITIONS] = "8"
+        if "spark.executor.cores" in given:
+            settings["spark.task.cpus"] = given["spark.executor.cores"]
     return {key: value for key, value in settings.items() if key not in given}
 
 
@@ -157,7 +162,7 @@ def _local_settings(slots: int) -> dict[str, str]:
         "spark.python.sql.dataFrameDebugging.enabled": "false",
         # small tables: Spark's and Delta's defaults are made for hundreds of partitions
         "spark.sql.shuffle.partitions": str(2 * slots),
-        "spark.databricks.delta.snapshotPartitions": "2",
+        _SNAPSHOT_PARTITIONS: "2",
         # works on a laptop whose host name resolves to nothing, or to a VPN
         "spark.driver.host": "localhost",
         "spark.driver.bindAddress": "127.0.0.1",

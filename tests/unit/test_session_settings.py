@@ -10,6 +10,7 @@ def test_a_cluster_runs_one_task_per_executor_with_all_its_cores() -> None:
     assert added["spark.task.cpus"] == "8"
     assert added["spark.sql.extensions"] == "io.delta.sql.DeltaSparkSessionExtension"
     assert added["spark.log.level"] == "WARN"
+    assert added["spark.databricks.delta.snapshotPartitions"] == "8"
     assert "spark.driver.host" not in added
 
 
@@ -30,8 +31,11 @@ def test_a_local_run_is_one_task_with_all_its_cores(master: str, cores: str) -> 
 
 
 def test_what_was_given_stays() -> None:
-    given = {"spark.master": "local[2]", "spark.task.cpus": "1", "spark.sql.extensions": "x.Y"}
-    assert not settings_to_add(given, 6).keys() & given.keys()
+    given = {"spark.task.cpus": "1", "spark.sql.extensions": "x.Y"}
+    given["spark.databricks.delta.snapshotPartitions"] = "50"
+    for master in ("local[2]", "yarn"):
+        given["spark.master"] = master
+        assert not settings_to_add(given, 6).keys() & given.keys()
 
 
 def test_nothing_is_guessed_where_the_executors_cores_are_not_said() -> None:
