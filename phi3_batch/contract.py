@@ -29,9 +29,9 @@ CHAT_PARAMS = ("temperature", "max_tokens", "stop", "n")
 STREAM = "stream"
 # And what it may give to models that have params too: not in the signature of the bare form.
 CHOICES = "choices"
+MORE_CHAT_PARAMS = (CHOICES, "repetition_penalty", "min_tokens")
 # Of texts and numbers: a JSON object as text, for MLflow has no type for it.
 LOGIT_BIAS = "logit_bias"
-MORE_CHAT_PARAMS = (CHOICES, "repetition_penalty", "min_tokens")
 
 # Whether the likeliest of some texts is the answer, or the one that is generated.
 ChoicesBy = Literal["likelihood", "generate"]

@@ -56,7 +56,8 @@ class Engine(ABC):
 
         Returns:
             For each question and continuation the log-probability of each token behind those
-            before it, and that of the end behind them all; None where there is no memory for it.
+            before it, and that of the end behind them all; None where the runtime fails at it, or
+            has no memory for it.
 
         Raises:
             EngineError: the runtime does not give its logits.

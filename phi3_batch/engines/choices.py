@@ -65,7 +65,7 @@ def _likeliest(
     """The likeliest of a request's choices, the first of equal ones."""
     count = len(request.prompt_ids)
     if scores is None:
-        message = f"{engine.name}: there is no memory for the keys and values of {count} tokens"
+        message = f"{engine.name}: the choices behind {count} tokens could not be read"
         return Completion.failed(RowErrorCode.ENGINE_ERROR, message, count)
     totals = np.array([sum(score) for score in scores])
     if not np.isfinite(totals.max()):

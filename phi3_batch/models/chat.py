@@ -82,25 +82,24 @@ class ChatModel(PythonModel):
             context: unused; what it holds was read when the model was loaded.
             model_input: a DataFrame with a column ``messages`` and, where wanted, ``temperature``,
                 ``max_tokens``, ``stop``, ``n``, ``stream``, ``choices``, ``repetition_penalty`` and
-                ``min_tokens``. MLflow makes one of a dict with
-                these keys; called without MLflow in between, a dict or a list of them will do.
+                ``min_tokens``. MLflow makes one of a dict with these keys; called without MLflow in
+                between, a dict or a list of them will do.
             params: of MODEL_PARAMS, for all rows; None is the model's own. The bare form has none.
 
         Returns:
             A chat completion for each row: ``id``, ``object``, ``created`` (seconds since 1970),
             ``model``, ``choices`` and ``usage``; with ``logprobs``, or where texts of ``choices``
             are compared or may be, also ``probabilities``, a list of a dict of choice and
-            probability for each text, and in each choice ``logprobs``. A row that
-            could not be answered has the object ``error`` and one choice without content, whose
-            finish_reason is the error code and message, as in ``invalid_messages: message 2 has no
-            content``.
+            probability for each text, and in each choice ``logprobs``. A row that could not be
+            answered has the object ``error`` and one choice without content, whose finish_reason
+            is the error code and message, as in ``invalid_messages: message 2 has no content``.
 
         Raises:
             InvalidParameterError: a parameter of all rows is out of range.
             EngineError: the runtime cannot load the model.
         """
-        defaults = self._params(params)
-        rows = self._parse(model_input, defaults)
+        defaults, given = self._params(params), _rows(model_input)
+        rows = self._parse(given, defaults)
         needs_logits = any(request.params.needs_logits for _, group in rows for request in group)
         engine = self._weights.engine(chooses_tokens=needs_logits)
         together = with_own_seeds(
@@ -121,7 +120,7 @@ class ChatModel(PythonModel):
             }
             for kind, choices, usage in answers
         ]
-        if defaults.has_details or any(CHOICES in row for row in _rows(model_input)):
+        if defaults.has_details or any(CHOICES in row for row in given):
             for completion, (chat, _), group in zip(made, rows, answered, strict=True):
                 self._add_details(completion, chat, group)
         return made
@@ -146,7 +145,7 @@ class ChatModel(PythonModel):
         return examine_rows(
             (
                 chat if isinstance(chat, RowError) else group
-                for chat, group in self._parse(model_input, self._params(params))
+                for chat, group in self._parse(_rows(model_input), self._params(params))
             ),
             self._folder.limits,
         )
@@ -155,14 +154,13 @@ class ChatModel(PythonModel):
         self, completion: dict[str, Any], chat: Chat | RowError, answers: Sequence[Completion]
     ) -> None:
         """Add to a chat completion how sure the model is."""
-        failed = completion["object"] == ERROR_OBJECT or isinstance(chat, RowError)
+        failed = completion["object"] == ERROR_OBJECT
         for index, choice in enumerate(completion["choices"]):
             # greedy choices are equal, and were asked for once
             answer = Completion() if failed else answers[min(index, len(answers) - 1)]
             choice[LOGPROBS] = choice_logprobs(answer, self._folder.tokenizer)
-        compared = not failed and isinstance(chat, Chat)
-        texts = chat.params.choices if compared and isinstance(chat, Chat) else ()
-        completion[PROBABILITIES] = probabilities(answers[0], texts) if compared else []
+        texts = () if failed or isinstance(chat, RowError) else chat.params.choices
+        completion[PROBABILITIES] = probabilities(answers[0], texts) if texts else []
 
     def _params(self, given: Mapping[str, Any] | None) -> GenerationParams:
         """What holds for rows that do not say otherwise."""
@@ -179,9 +177,9 @@ class ChatModel(PythonModel):
         return params
 
     def _parse(
-        self, model_input: Any, defaults: GenerationParams
+        self, rows: Sequence[Mapping[str, Any]], defaults: GenerationParams
     ) -> list[tuple[Chat | RowError, list[Request]]]:
-        return [_parse(row, self._folder, defaults) for row in _rows(model_input)]
+        return [_parse(row, self._folder, defaults) for row in rows]
 
     def most_bytes(self) -> int | None:
         """Bytes of a chat's contents, white space aside, beyond which it cannot fit.

@@ -258,6 +258,24 @@ def test_a_prompt_that_leaves_no_room_for_a_choice_is_too_long(choosing, ask, no
     assert sound.text == MADRID
 
 
+def test_a_question_at_which_a_runtime_fails_costs_no_other(new_engine_of, ask, monkeypatch):
+    for name in ("onnxruntime-genai", "transformers"):
+        engine = new_engine_of(name)
+        score, bad = engine._score, ask(FRANCE).prompt_ids
+
+        def fail(asked, *rest, score=score, bad=bad):
+            if bad in (asked, getattr(asked, "prompt_ids", None)):
+                raise RuntimeError("out of luck")
+            return score(asked, *rest)
+
+        monkeypatch.setattr(engine, "_score", fail)
+        requests = [ask(question, choices=(MADRID, PARIS)) for question in (SPAIN, FRANCE, SPAIN)]
+        first, failed, last = answer(engine, requests)
+        assert (first.text, last.text) == (MADRID, MADRID)
+        assert failed.error.code is RowErrorCode.ENGINE_ERROR
+        assert failed.error.message.endswith("the choices behind 10 tokens could not be read")
+
+
 # log-probabilities
 
 

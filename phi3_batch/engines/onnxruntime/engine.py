@@ -84,7 +84,14 @@ class OnnxRuntimeGenAIEngine(Engine):
     def score(self, questions: Sequence[Question]) -> list[list[list[float]] | None]:
         """How likely continuations are; each prompt is read once for all of its own."""
         with self._lock:
-            return [self._score(question) for question in questions]
+            return [self._score_alone(question) for question in questions]
+
+    def _score_alone(self, question: Question) -> list[list[float]] | None:
+        try:
+            return self._score(question)
+        except Exception:  # whatever the runtime raises must cost this question alone
+            self._forget()
+            return None
 
     def _score(self, question: Question) -> list[list[float]]:
         prompt_ids = question.prompt_ids

@@ -76,10 +76,13 @@ class TransformersEngine(Engine):
 
     def score(self, questions: Sequence[Question]) -> list[list[list[float]] | None]:
         """How likely continuations are; a prompt is read for each of its own."""
-        return [
-            [self._score(question.prompt_ids, tokens) for tokens in question.continuations]
-            for question in questions
-        ]
+        return [self._score_alone(question) for question in questions]
+
+    def _score_alone(self, question: Question) -> list[list[float]] | None:
+        try:
+            return [self._score(question.prompt_ids, tokens) for tokens in question.continuations]
+        except Exception:  # whatever torch raises must cost this question alone
+            return None
 
     def _score(self, prompt_ids: tuple[int, ...], tokens: tuple[int, ...]) -> list[float]:
         with self._lock, torch.inference_mode(), time_limit([Request(prompt_ids)], self.limits):
