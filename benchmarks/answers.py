@@ -8,7 +8,7 @@ choices beside one generated token of the same prompts; and how much of a step t
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -61,14 +61,22 @@ def seconds_of(engine: NativeEngine, requests: Sequence[Request]) -> float:
     return time.perf_counter() - started
 
 
+def best_seconds(
+    engine: NativeEngine, requests: Sequence[Request], ways: Mapping[str, Mapping[str, Any]]
+) -> dict[str, float]:
+    """How long the same requests take in each of these ways, the ways in turn."""
+    best = dict.fromkeys(ways, float("inf"))
+    for _ in range(REPEATS):
+        for name, given in ways.items():
+            asked = [shaped(request, **given) for request in requests]
+            best[name] = min(best[name], seconds_of(engine, asked))
+    return best
+
+
 def rates(engine: NativeEngine, requests: Sequence[Request]) -> Table:
     """Generated tokens a second."""
     tokens = sum(request.params.max_tokens for request in requests)
-    best = dict.fromkeys(GENERATED, float("inf"))
-    for _ in range(REPEATS):
-        for name, given in GENERATED.items():
-            asked = [shaped(request, **given) for request in requests]
-            best[name] = min(best[name], seconds_of(engine, asked))
+    best = best_seconds(engine, requests, GENERATED)
     table = Table(title=f"{len(requests)} rows of W, {tokens:,} tokens", title_justify="left")
     for heading in ("answer", "output tok/s", "of free text"):
         table.add_column(heading, justify="left" if heading == "answer" else "right")
@@ -86,11 +94,7 @@ def choices(engine: NativeEngine, requests: Sequence[Request]) -> Table:
         "one of five, compared": {"choices": texts},
         "one of five, generated": {"choices": texts, "choices_by": "generate"},
     }
-    best = dict.fromkeys(ways, float("inf"))
-    for _ in range(REPEATS):
-        for name, given in ways.items():
-            asked = [shaped(request, **given) for request in requests]
-            best[name] = min(best[name], seconds_of(engine, asked))
+    best = best_seconds(engine, requests, ways)
     table = Table(title=f"{len(requests)} prompts of W", title_justify="left")
     for heading in ("answer", "rows/s", "time of one token's"):
         table.add_column(heading, justify="left" if heading == "answer" else "right")

@@ -186,15 +186,19 @@ class GenerationParams:
         return bool(self.choices) and self.choices_by == "likelihood"
 
     @property
-    def needs_logits(self) -> bool:
-        """Whether a token is chosen by all logits, as this package knows to, not each runtime."""
+    def changes_logits(self) -> bool:
+        """Whether a token is chosen by other logits than the model's."""
         return bool(
             self.is_constrained
             or self.repetition_penalty != 1
             or self.min_tokens
             or self.logit_bias
-            or self.logprobs
         )
+
+    @property
+    def needs_logits(self) -> bool:
+        """Whether a token is chosen by all logits, as this package knows to, not each runtime."""
+        return self.changes_logits or self.logprobs
 
     @property
     def has_details(self) -> bool:

@@ -65,8 +65,7 @@ def complete(table: DataFrame, model: str, options: RequestOptions) -> DataFrame
         pilot_prompts=lambda: [] if table.isStreaming else asked.source.pilot_prompts(table),
     )
     requests = asked.source.requests(loaded, table.schema)
-    by_rows = "temperature" in asked.source.param_columns
-    greedy = loaded.compares_choices or (loaded.greedy and not by_rows)
+    greedy = loaded.all_greedy(by_rows="temperature" in asked.source.param_columns)
     udf = model_udf(table.sparkSession, loaded, greedy=greedy)
     rows = with_texts(table.sparkSession, table, asked.source.texts(loaded))
     is_sound = requests.refusal.isNull()

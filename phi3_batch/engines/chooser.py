@@ -95,13 +95,7 @@ class TokenChooser:
         self._bias: dict[int, float] = {}
         # tokens of prompt and completion, where they are to be told from others
         self._seen = set(request.prompt_ids) if params.repetition_penalty != 1 else None
-        self.needs_logits = (
-            not params.greedy
-            or params.is_constrained
-            or self._seen is not None
-            or params.min_tokens > 0
-            or bool(params.logit_bias)
-        )
+        self.needs_logits = not params.greedy or params.changes_logits
 
     def begin(self) -> list[int] | None:
         """The tokens that the completion has to begin with; None where it is over with them.

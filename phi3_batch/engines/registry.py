@@ -88,7 +88,8 @@ def create(
     if not specs:
         raise EngineError(
             f"{choice} chooses tokens by itself, so choices, json_schema, regex, logprobs,"
-            f" repetition_penalty and min_tokens need another engine: set {ENGINE_VARIABLE} to auto"
+            " repetition_penalty, min_tokens and logit_bias need another engine: set"
+            f" {ENGINE_VARIABLE} to auto"
         )
     return _create(specs, folder, manifest)
 

@@ -3,6 +3,7 @@
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,21 @@ from mlflow.models.model import ModelInfo
 import phi3_batch
 from phi3_batch.engines import Engine, registry, this_process
 from phi3_batch.model_files import ModelFolder
+
+# Lines of the requirements.txt of models over an ONNX build: no torch among them.
+ONNX_REQUIREMENTS = {
+    *(
+        f"{name}=={version(name)}"
+        for name in (
+            *("mlflow", "tokenizers", "pandas", "numpy", "filelock", "jinja2", "llguidance"),
+            *("onnxruntime", "onnxruntime-genai", "platformdirs", "xxhash"),
+        )
+    ),
+    *(
+        f'{name}=={version(name)}; platform_machine == "x86_64"'
+        for name in ("llvmlite", "onnx", "openvino-genai")
+    ),
+}
 
 
 @pytest.fixture(scope="session")

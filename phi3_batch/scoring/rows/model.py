@@ -130,6 +130,14 @@ class ScoringModel:
         temperature = self.params.get("temperature", self.defaults["temperature"])
         return ours and (temperature == 0 or self.compares_choices)
 
+    def all_greedy(self, *, by_rows: bool) -> bool:
+        """Whether all rows are decoded greedily.
+
+        Args:
+            by_rows: whether a row may have a temperature of its own.
+        """
+        return self.compares_choices or (self.greedy and not by_rows)
+
     @property
     def compares_choices(self) -> bool:
         """Whether the likeliest of some texts is the answer, and nothing is generated."""

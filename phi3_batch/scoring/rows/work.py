@@ -51,8 +51,7 @@ class Work:
     @property
     def is_greedy(self) -> bool:
         """Whether all rows are decoded greedily."""
-        by_rows = "temperature" in self.requests.inputs
-        return self.model.compares_choices or (self.model.greedy and not by_rows)
+        return self.model.all_greedy(by_rows="temperature" in self.requests.inputs)
 
     @property
     def allowed_s(self) -> Column:
