@@ -88,6 +88,8 @@ static size_t place_work(phi3_model *m, char *work) {
   const size_t rows = (size_t)m->room.rows, own = (size_t)s->heads * s->head_size;
   const size_t shared = (size_t)s->key_value_heads * s->head_size;
   const size_t queries = (size_t)ATTENTION_ROWS * (s->heads / s->key_value_heads);
+  const size_t most = own > (size_t)s->hidden ? own : (size_t)s->hidden;
+  const size_t inputs = most > (size_t)s->intermediate ? most : (size_t)s->intermediate;
   size_t used = 0;
   m->states = take(work, &used, rows * s->hidden * sizeof(float));
   m->qkv = take(work, &used, rows * (own + 2 * shared) * sizeof(float));
@@ -96,11 +98,13 @@ static size_t place_work(phi3_model *m, char *work) {
   place_activations(&m->hidden, work, &used, m, s->hidden);
   place_activations(&m->attention, work, &used, m, (int)own);
   place_activations(&m->mlp, work, &used, m, s->intermediate);
-  m->attention_rooms = take(work, &used, (size_t)m->room.threads * sizeof(attention_room));
+  m->thread_rooms = take(work, &used, (size_t)m->room.threads * sizeof(thread_room));
   for (int i = 0; i < m->room.threads; i++) {
     float *sums = take(work, &used, queries * s->head_size * sizeof(float));
     float *weights = take(work, &used, queries * PHI3_BLOCK * sizeof(float));
-    if (work) m->attention_rooms[i] = (attention_room){sums, weights};
+    uint8_t *first = take(work, &used, inputs * PHI3_OUTPUTS);
+    uint8_t *second = take(work, &used, inputs * PHI3_OUTPUTS);
+    if (work) m->thread_rooms[i] = (thread_room){sums, weights, {first, second}};
   }
   return used;
 }

@@ -20,11 +20,12 @@ typedef struct {
 
 enum { TOGETHER = 4, LINE_BYTES = 4 * PHI3_OUTPUTS };  // rows that lie together; of weights
 
-// What one thread attends with; sizes are those of ATTENTION_ROWS.
+// What one thread works with; that for attention is as large as ATTENTION_ROWS need.
 typedef struct {
-  float *sums;    // queries x head_size
-  float *weights; // queries x PHI3_BLOCK
-} attention_room;
+  float *sums;           // queries x head_size
+  float *weights;        // queries x PHI3_BLOCK
+  uint8_t *unpacked[2];  // tiles, as a product may want them
+} thread_room;
 
 enum { ATTENTION_ROWS = 16 };  // of a step that are attended for together
 
@@ -44,7 +45,7 @@ struct phi3_model {
   float *qkv;           // rows x (heads + 2 x key_value_heads) x head_size
   float *logits;        // wanted x outputs of the tiles of lm_head
   activations hidden, attention, mlp;
-  attention_room *attention_rooms;  // of each thread
+  thread_room *thread_rooms;
   char *work;           // all of the above in one piece
   size_t work_bytes;
   _Float16 *cache;      // layers x blocks x key_value_heads x {keys: head_size x 32, values: 32 x head_size}

@@ -129,12 +129,14 @@ INLINE void multiply_rows(const context *c, const phi3_matrix *w, const activati
                           float *y, int width, int adds) {
   const int tiles = tiles_of(w);
   const pieces p = share_out(c, rows, w->inputs, tiles);
+  uint8_t *place = c->model->thread_rooms[c->thread].unpacked[0];
   float out[TOGETHER][PHI3_OUTPUTS];
   for (piece t; take_piece(c, p, rows, tiles, &t);)
-    for (int tile = t.first; tile < t.end; tile++)
+    for (int tile = t.first; tile < t.end; tile++) {
+      const tile_weights weights = prepare_tile(w, tile, x, t.to - t.from, place);
       for (int row = t.from; row < t.to; row += TOGETHER) {
         const int count = least(TOGETHER, t.to - row);
-        multiply_tile(w, tile, x, row, count, next_of(w, tile, row, t.from, t.to), out);
+        multiply_tile(w, weights, x, row, count, next_of(w, tile, row, t.from, t.to), out);
         for (int r = 0; r < count; r++) {
           float *at = y + (size_t)(row + r) * width + tile * PHI3_OUTPUTS;
           for (int half = 0; half < HALVES; half++, at += LANES) {
@@ -143,6 +145,7 @@ INLINE void multiply_rows(const context *c, const phi3_matrix *w, const activati
           }
         }
       }
+    }
   pool_wait(c->pool);
 }
 
@@ -151,15 +154,19 @@ static void gate_rows(const context *c, const phi3_layer *layer) {
   phi3_model *m = c->model;
   const int tiles = tiles_of(&layer->gate), rows = c->batch->rows;
   const pieces p = share_out(c, rows, c->shape->hidden, tiles);
+  uint8_t *const *places = m->thread_rooms[c->thread].unpacked;
   float gate[TOGETHER][PHI3_OUTPUTS], up[TOGETHER][PHI3_OUTPUTS];
   for (piece t; take_piece(c, p, rows, tiles, &t);)
-    for (int tile = t.first; tile < t.end; tile++)
+    for (int tile = t.first; tile < t.end; tile++) {
+      const int all_rows = t.to - t.from;
+      const tile_weights of_gate = prepare_tile(&layer->gate, tile, &m->hidden, all_rows, places[0]);
+      const tile_weights of_up = prepare_tile(&layer->up, tile, &m->hidden, all_rows, places[1]);
       for (int row = t.from; row < t.to; row += TOGETHER) {
         const int count = least(TOGETHER, t.to - row);
         coming next = next_of(&layer->gate, tile, row, t.from, t.to);
-        multiply_tile(&layer->gate, tile, &m->hidden, row, count, next, gate);
+        multiply_tile(&layer->gate, of_gate, &m->hidden, row, count, next, gate);
         next = next_of(&layer->up, tile, row, t.from, t.to);
-        multiply_tile(&layer->up, tile, &m->hidden, row, count, next, up);
+        multiply_tile(&layer->up, of_up, &m->hidden, row, count, next, up);
         for (int r = 0; r < count; r++) {
           vec v[HALVES];
           for (int half = 0; half < HALVES; half++) {
@@ -169,6 +176,7 @@ static void gate_rows(const context *c, const phi3_layer *layer) {
           round_values(&m->mlp, row + r, tile * PHI3_OUTPUTS, v[0], v[1]);
         }
       }
+    }
   pool_wait(c->pool);
 }
 
@@ -235,25 +243,31 @@ typedef struct {
 enum { QUERIES = 4 };
 
 // Attend to a block of keys and values, by `n` queries at most QUERIES. What comes next is brought
-// from memory meanwhile. Each sum has two parts, so that an addition need not wait for the last.
+// from memory meanwhile. Each sum has two parts, so that an addition need not wait for the last; there
+// are as many at once as there are registers for.
 // Softmax as it goes: https://arxiv.org/abs/1805.02867
 INLINE void attend_block(query **queries, const int n, const _Float16 *keys, int size,
                          const _Float16 *next) {
   const _Float16 *values = keys + (size_t)PHI3_BLOCK * size;
-  vec parts[2][QUERIES][2] = {}, scores[QUERIES][2];
-  for (int i = 0; i < size; i += 2)
-    for (int part = 0; part < 2; part++) {
-      const _Float16 *at = keys + (size_t)(i + part) * PHI3_BLOCK;
-      const vec low = load_halves(at), high = load_halves(at + LANES);
-      __builtin_prefetch(next + (size_t)(i + part) * PHI3_BLOCK, 0, 2);
-      for (int k = 0; k < n; k++) {
-        const vec x = all(queries[k]->q[i + part]);
-        parts[part][k][0] = multiply_add(low, x, parts[part][k][0]);
-        parts[part][k][1] = multiply_add(high, x, parts[part][k][1]);
-      }
+  const int halves = SUMS >= 2 * n ? 2 : 1, parts = SUMS >= 2 * n * halves ? 2 : 1;
+  vec scores[QUERIES][2] = {};
+  for (int half = 0; half < 2; half += halves)
+    for (int part = 0; part < 2; part += parts) {
+      vec sums[2][QUERIES][2] = {};
+      for (int i = part; i < size; i += 2)
+        for (int p = 0; p < parts; p++) {
+          const _Float16 *at = keys + (size_t)(i + p) * PHI3_BLOCK + half * LANES;
+          if (half == 0) __builtin_prefetch(next + (size_t)(i + p) * PHI3_BLOCK, 0, 2);
+          vec key[2];
+          for (int h = 0; h < halves; h++) key[h] = load_halves(at + h * LANES);
+          for (int k = 0; k < n; k++)
+            for (int h = 0; h < halves; h++)
+              sums[p][k][h] = multiply_add(key[h], all(queries[k]->q[i + p]), sums[p][k][h]);
+        }
+      for (int k = 0; k < n; k++)
+        for (int p = 0; p < parts; p++)
+          for (int h = 0; h < halves; h++) scores[k][half + h] += sums[p][k][h];
     }
-  for (int k = 0; k < n; k++)
-    for (int half = 0; half < 2; half++) scores[k][half] = parts[0][k][half] + parts[1][k][half];
   const ivec lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   int end = 0;
   vec kept[QUERIES];
@@ -287,26 +301,32 @@ INLINE void attend_block(query **queries, const int n, const _Float16 *keys, int
     kept[k] = all(factor);
     end = most(end, q->count);
   }
-  for (int i = 0; i < size; i += 2 * LANES) {
-    vec sums[2][QUERIES][2] = {};
-    for (int t = 0; t < end; t += 2)
-      for (int part = 0; part < 2; part++) {
-        // of an odd number the last is added with a weight of 0: beyond it might be anything
-        const int token = t + part < end ? t + part : t;
-        const _Float16 *at = values + (size_t)token * size + i;
-        const vec low = load_halves(at), high = load_halves(at + LANES);
-        __builtin_prefetch(next + (size_t)(PHI3_BLOCK + token) * size + i, 0, 2);
-        for (int k = 0; k < n; k++) {
-          const vec weight = all(t + part < end ? queries[k]->weights[token] : 0.0f);
-          sums[part][k][0] = multiply_add(low, weight, sums[part][k][0]);
-          sums[part][k][1] = multiply_add(high, weight, sums[part][k][1]);
+  for (int i = 0; i < size; i += halves * LANES) {
+    vec total[QUERIES][2] = {};
+    for (int part = 0; part < 2; part += parts) {
+      vec sums[2][QUERIES][2] = {};
+      for (int t = part; t < end; t += 2)
+        for (int p = 0; p < parts; p++) {
+          // of an odd number the last is added with a weight of 0: beyond it might be anything
+          const int token = t + p < end ? t + p : t;
+          const _Float16 *at = values + (size_t)token * size + i;
+          __builtin_prefetch(next + (size_t)(PHI3_BLOCK + token) * size + i, 0, 2);
+          vec value[2];
+          for (int h = 0; h < halves; h++) value[h] = load_halves(at + h * LANES);
+          for (int k = 0; k < n; k++) {
+            const vec weight = all(t + p < end ? queries[k]->weights[token] : 0.0f);
+            for (int h = 0; h < halves; h++)
+              sums[p][k][h] = multiply_add(value[h], weight, sums[p][k][h]);
+          }
         }
-      }
+      for (int k = 0; k < n; k++)
+        for (int p = 0; p < parts; p++)
+          for (int h = 0; h < halves; h++) total[k][h] += sums[p][k][h];
+    }
     for (int k = 0; k < n; k++)
-      for (int half = 0; half < 2; half++) {
-        float *sum = queries[k]->sum + i + half * LANES;
-        const vec added = sums[0][k][half] + sums[1][k][half];
-        store(sum, multiply_add(load(sum), kept[k], added));
+      for (int h = 0; h < halves; h++) {
+        float *sum = queries[k]->sum + i + h * LANES;
+        store(sum, multiply_add(load(sum), kept[k], total[k][h]));
       }
   }
 }
@@ -330,7 +350,7 @@ static void attend_group(const context *c, int layer, int head, int from, int to
   const int group = s->heads / s->key_value_heads, size = s->head_size;
   const int width = (s->heads + 2 * s->key_value_heads) * size;
   const int window = c->shape->layer[layer].window;
-  attention_room *room = &m->attention_rooms[c->thread];
+  thread_room *room = &m->thread_rooms[c->thread];
   query all_queries[ATTENTION_ROWS * group];
   query *together[ATTENTION_ROWS * group];
   int start = INT32_MAX, last = 0;

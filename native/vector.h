@@ -31,7 +31,8 @@ INLINE vec load_bytes(const uint8_t *at) {
   memcpy(&b, at, sizeof b);
   return __builtin_convertvector(__builtin_convertvector(b, ivec), vec);
 }
-INLINE vec all(float x) { return (vec){} + x; }
+// not 0 + x: that is an addition, for it makes 0 of -0
+INLINE vec all(float x) { return (vec){x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
 
 // a x b + c. In one rounding where the processor does that: without, it would take a call each.
 INLINE vec multiply_add(vec a, vec b, vec c) {
