@@ -5,7 +5,7 @@ What was said when the model was logged holds, unless the machine that runs it s
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from itertools import pairwise
 
 from phi3_batch.contract import ENGINE_VARIABLE
@@ -103,11 +103,19 @@ def _chosen(choice: str) -> Sequence[EngineSpec[ModelFolder]]:
     """The engines that a choice leaves, the fastest on this machine first."""
     if choice != AUTO:
         return [spec for spec in ONNX_ENGINES if spec.name == choice]
-    flags = processor_flags()
-    # where it was measured: it does not use AMX yet, and with AVX2 alone OpenVINO is faster
-    if "avx512_vnni" in flags and "amx_tile" not in flags:
+    if _native_is_fastest(processor_flags()):
         return ONNX_ENGINES
     return sorted(ONNX_ENGINES, key=lambda spec: spec is not OPENVINO)
+
+
+def _native_is_fastest(flags: Set[str]) -> bool:
+    """Whether a processor is of a kind on which that was measured.
+
+    Of the others, OpenVINO has code for AMX, and for what came between AVX2 and AVX-512 VNNI.
+    """
+    if "avx512_vnni" in flags:
+        return "amx_tile" not in flags
+    return "avx2" in flags and not flags & {"avx512f", "avx_vnni"}
 
 
 def _find(specs: Sequence[EngineSpec[Folder]], folder: Folder) -> EngineSpec[Folder]:

@@ -341,7 +341,7 @@ def test_an_answer_does_not_end_before_min_tokens(choosing, ask):
 
 
 def test_openvino_is_left_for_an_engine_that_gives_its_logits(tiny_folder, monkeypatch):
-    monkeypatch.setattr(registry, "processor_flags", lambda: {"avx2"})
+    monkeypatch.setattr(registry, "processor_flags", lambda: {"avx512_vnni", "amx_tile"})
     process, manifest = Process(), tiny_folder.read_manifest()
     free = process.engine(tiny_folder, manifest)
     assert free.name.startswith("openvino")

@@ -129,8 +129,11 @@ def test_a_choice_is_followed(tiny_folder, choice):
 @pytest.mark.parametrize(
     ("flags", "name"),
     [
-        ("avx2", OPENVINO),
-        ("avx2 avx512_vnni", NATIVE),
+        ("sse4_2", OPENVINO),
+        ("avx2", NATIVE),
+        ("avx2 avx_vnni", OPENVINO),
+        ("avx2 avx512f", OPENVINO),
+        ("avx2 avx512f avx512_vnni", NATIVE),
         ("avx2 avx512_vnni amx_tile amx_bf16", OPENVINO),
     ],
 )
