@@ -84,6 +84,7 @@ def score_beside(spark: SparkSession, model_uri: str) -> Callable[..., Balance |
 ScoreBeside = Callable[..., Balance | None]
 
 
+@pytest.mark.parametrize("more_columns", [(), ("--choices", "yes,no")])
 def test_a_run_that_is_replaced_while_it_works_ends_and_adds_nothing(
     model_uri: str,
     source: str,
@@ -92,10 +93,11 @@ def test_a_run_that_is_replaced_while_it_works_ends_and_adds_nothing(
     meanwhile: Meanwhile,
     score_beside: ScoreBeside,
     tmp_path: Path,
+    more_columns: tuple[str, ...],
 ) -> None:
     output, checks = str(tmp_path / "out"), list[Balance | None]()
     meanwhile(lambda: checks.append(score_beside(source, output, 3, mode="overwrite")))
-    assert score(model_uri, source, output, *SHORT) == 1
+    assert score(model_uri, source, output, *SHORT, *more_columns) == 1
     assert str(checks[0]) == "24 in, 24 out, 0 missing, 0 doubled, 0 orphaned"
     assert "has replaced output" in said()["error"]
     assert read(output).count() == 24
