@@ -1,6 +1,7 @@
 """Runs that write to one table at the same time: each row once, or a run that says it is not."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -20,6 +21,7 @@ from phi3_batch.scoring.job.plan import plan_scoring
 from phi3_batch.scoring.job.run import Budget, run_scoring
 from phi3_batch.scoring.job.writer import RunWriter
 from phi3_batch.scoring.rows import identity
+from phi3_batch.scoring.rows.answers import AnswerColumns, answer_type
 from tests.spark.test_runs import said as said
 from tests.spark.test_score import score
 
@@ -59,6 +61,7 @@ def source(write_prompts: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -
 
 
 SHORT = ("--max-tokens", "2")
+SCHEMA = {"type": "object", "properties": {"ok": {"type": "boolean"}}}
 BESIDE = "beside"  # in place of an MLflow run's id
 
 
@@ -66,12 +69,20 @@ BESIDE = "beside"  # in place of an MLflow run's id
 def score_beside(spark: SparkSession, model_uri: str) -> Callable[..., Balance | None]:
     """Run a job in a thread that is none of a command's; its check, where it is complete."""
 
-    def run(source: str, output: str, max_tokens: int = 2, **options: Any) -> Balance | None:
+    def run(
+        source: str,
+        output: str,
+        max_tokens: int = 2,
+        typed: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> Balance | None:
+        generation = {"max_tokens": max_tokens, **(typed or {})}
         asked = ScoreOptions(
             model_uri,
             Location(source),
             Location(output),
-            generation={"max_tokens": max_tokens},
+            generation=generation,
+            answers=AnswerColumns(answer_type(generation, ())),
             **options,
         )
         planned = plan_scoring(spark, asked, wrap_pipeline=wrap_pipeline)
@@ -84,7 +95,11 @@ def score_beside(spark: SparkSession, model_uri: str) -> Callable[..., Balance |
 ScoreBeside = Callable[..., Balance | None]
 
 
-@pytest.mark.parametrize("more_columns", [(), ("--choices", "yes,no")])
+@pytest.mark.parametrize(
+    ("own", "others"),
+    [((), {}), (("--choices", "yes,no"), {"json_schema": json.dumps(SCHEMA)})],
+    ids=["same columns", "another type"],
+)
 def test_a_run_that_is_replaced_while_it_works_ends_and_adds_nothing(
     model_uri: str,
     source: str,
@@ -93,11 +108,12 @@ def test_a_run_that_is_replaced_while_it_works_ends_and_adds_nothing(
     meanwhile: Meanwhile,
     score_beside: ScoreBeside,
     tmp_path: Path,
-    more_columns: tuple[str, ...],
+    own: tuple[str, ...],
+    others: dict[str, str],
 ) -> None:
     output, checks = str(tmp_path / "out"), list[Balance | None]()
-    meanwhile(lambda: checks.append(score_beside(source, output, 3, mode="overwrite")))
-    assert score(model_uri, source, output, *SHORT, *more_columns) == 1
+    meanwhile(lambda: checks.append(score_beside(source, output, 3, others, mode="overwrite")))
+    assert score(model_uri, source, output, *SHORT, *own) == 1
     assert str(checks[0]) == "24 in, 24 out, 0 missing, 0 doubled, 0 orphaned"
     assert "has replaced output" in said()["error"]
     assert read(output).count() == 24

@@ -109,9 +109,8 @@ class Committer:
         make = partial(self._make, mode, partitions)
         with self._lock:
             for _ in range(_ATTEMPTS):
-                landed = self._try(make, rows, chunk, record)
-                begun = rivals.find_own_start(self._run, self._output.text, self._since)
-                if begun:
+                landed = self._try(make, rows, chunk, self._find_own_start, record)
+                if begun := self._find_own_start():
                     self._start = begun.version
                     if self._run.ids:
                         before = [other for other in self._since if other.version < begun.version]
@@ -130,7 +129,7 @@ class Committer:
                 there = self._find(chunk)
                 if there:
                     return there.driver == self._driver
-                if self._try(self._add, rows, chunk) is not None:
+                if self._try(self._add, rows, chunk, self._check_standing) is not None:
                     return True
                 self._check_standing()
             raise self._crowded_out()
@@ -178,7 +177,7 @@ class Committer:
         merge = partial(self._merge, ids, clauses)
         with self._lock:
             for _ in range(_ATTEMPTS):
-                changed = self._try(merge, rows, chunk)
+                changed = self._try(merge, rows, chunk, self._check_standing)
                 if changed is not None:
                     return changed
                 self._check_standing()
@@ -189,12 +188,23 @@ class Committer:
         write: _Write,
         rows: DataFrame,
         chunk: int | None,
+        check: Callable[[], object],
         record: RunRecord | None = None,
     ) -> int | None:
         """Try to make the next commit of the sequence.
 
+        Args:
+            write: makes it.
+            rows: of it.
+            chunk: its number.
+            check: raises where another run has taken the table over.
+            record: what a first commit says of the run.
+
         Returns:
             How many rows it changed, as far as that is known; None where it did not land.
+
+        Raises:
+            SupersededError: another run has taken the table over.
         """
         number = self._seen.next_number
         says = describe_commit(
@@ -207,8 +217,14 @@ class Committer:
         )
         options = {"txnAppId": _SEQUENCE, "txnVersion": str(number), "userMetadata": says}
         changed = _ALL
-        with _unless_in_the_way():
+        try:
             changed = write(rows, options)
+        except PySparkException as error:
+            if not _is_in_the_way(error):
+                # a table that was replaced has other columns, and Delta speaks of these alone
+                self._look()
+                check()
+                raise
         self._look()
         landed = any(
             commit.driver == self._driver and commit.number == number for commit in self._since
@@ -293,6 +309,9 @@ class Committer:
             seen, commits=seen.commits + now.commits, last_version=now.last_version
         )
 
+    def _find_own_start(self) -> Commit | None:
+        return rivals.find_own_start(self._run, self._output.text, self._since)
+
     def _check_standing(self) -> None:
         rivals.check_standing(self._run, self._output.text, self._start, self._since)
 
@@ -316,14 +335,9 @@ class Committer:
         )
 
 
-@contextmanager
-def _unless_in_the_way() -> Iterator[None]:
-    """Pass over what Delta raises where another commit has come between."""
-    try:
-        yield
-    except PySparkException as error:
-        is_there = isinstance(error, AnalysisException) and compat.condition(error).endswith(
-            "_EXISTS"
-        )  # the table, by now
-        if not is_there and not compat.is_in_the_way(error):
-            raise
+def _is_in_the_way(error: PySparkException) -> bool:
+    """Whether Delta has raised an error because another commit has come between."""
+    is_there = isinstance(error, AnalysisException) and compat.condition(error).endswith(
+        "_EXISTS"
+    )  # the table, by now
+    return is_there or compat.is_in_the_way(error)
