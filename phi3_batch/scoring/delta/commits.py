@@ -131,7 +131,6 @@ class Committer:
                     return there.driver == self._driver
                 if self._try(self._add, rows, chunk, self._check_standing) is not None:
                     return True
-                self._check_standing()
             raise self._crowded_out()
 
     def merge(self, rows: DataFrame, ids: Sequence[str], chunk: int) -> bool:
@@ -180,7 +179,6 @@ class Committer:
                 changed = self._try(merge, rows, chunk, self._check_standing)
                 if changed is not None:
                     return changed
-                self._check_standing()
             raise self._crowded_out()
 
     def _try(
@@ -197,7 +195,7 @@ class Committer:
             write: makes it.
             rows: of it.
             chunk: its number.
-            check: raises where another run has taken the table over.
+            check: asked where it did not land; raises where another run has taken the table over.
             record: what a first commit says of the run.
 
         Returns:
@@ -216,20 +214,24 @@ class Committer:
             record=record,
         )
         options = {"txnAppId": _SEQUENCE, "txnVersion": str(number), "userMetadata": says}
-        changed = _ALL
+        changed, failure = _ALL, None
         try:
             changed = write(rows, options)
         except PySparkException as error:
             if not _is_in_the_way(error):
-                # a table that was replaced has other columns, and Delta speaks of these alone
-                self._look()
-                check()
-                raise
+                if not isinstance(error, AnalysisException):
+                    raise
+                failure = error  # of a table that was replaced Delta says that columns differ
         self._look()
         landed = any(
             commit.driver == self._driver and commit.number == number for commit in self._since
         )
-        return changed if landed else None
+        if landed and not failure:
+            return changed
+        check()
+        if failure:
+            raise failure
+        return None
 
     def _make(
         self, mode: WriteMode, partitions: Sequence[str], rows: DataFrame, options: _Options
